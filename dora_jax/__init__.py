@@ -1,0 +1,1 @@
+"""Distill or annotate: the best compact language model per dollar, in JAX."""

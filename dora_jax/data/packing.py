@@ -1,0 +1,192 @@
+"""Packing: many short examples into few rows, kept apart by segment ids.
+
+`place` decides where each example goes, `fill` writes the arrays. Both are pure; a row holds
+whole examples only, and source and target of one example share a row and a segment id.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dora_jax.data.soft_labels import SoftRow
+from dora_jax.shapes import PAD_ID, Seq2SeqBatch
+
+_MAX_ROW_BUCKETS = 3
+_SAVING_PER_BUCKET = 0.02  # share of all rows a further bucket must save to be worth compiling
+
+
+class Example(NamedTuple):
+    """One training example; both sides end with EOS and carry no padding."""
+
+    source: np.ndarray  # int32 [source length]
+    target: np.ndarray  # int32 [target length]
+    soft: SoftRow | None = None  # the teacher's soft labels of `target`
+
+
+class Placement(NamedTuple):
+    """Where each of N examples goes."""
+
+    row_N: np.ndarray  # int64
+    segment_N: np.ndarray  # int64, from 1 in each row
+    source_start_N: np.ndarray  # int64, position in the row
+    target_start_N: np.ndarray  # int64, position in the row
+    num_rows: int
+
+
+def place(
+    source_lengths_N: np.ndarray,
+    target_lengths_N: np.ndarray,
+    source_length: int,
+    target_length: int,
+) -> Placement:
+    """Packs first-fit-decreasing: the largest example first, into the first row with room.
+
+    "Largest" is the larger of the two shares of a row that an example fills.
+
+    Args:
+      source_lengths_N, target_lengths_N: int [N], tokens; none above its row's length.
+      source_length, target_length: the rows' lengths, tokens.
+    Returns:
+      The placement, the same for the same lengths.
+    """
+    num_examples = len(source_lengths_N)
+    fill_N = np.maximum(source_lengths_N / source_length, target_lengths_N / target_length)
+    order = np.argsort(-fill_N, kind="stable")
+    source_room = np.full(num_examples, source_length, np.int64)
+    target_room = np.full(num_examples, target_length, np.int64)
+    held = np.zeros(num_examples, np.int64)
+    row_N, segment_N, source_start_N, target_start_N = np.zeros((4, num_examples), np.int64)
+    num_rows = 0
+    for example in order.tolist():
+        source, target = source_lengths_N[example], target_lengths_N[example]
+        # One row past the used ones is empty and always has room, so argmax finds a row.
+        used = slice(num_rows + 1)
+        row = int(((source_room[used] >= source) & (target_room[used] >= target)).argmax())
+        held[row] += 1
+        row_N[example], segment_N[example] = row, held[row]
+        source_start_N[example] = source_length - source_room[row]
+        target_start_N[example] = target_length - target_room[row]
+        source_room[row] -= source
+        target_room[row] -= target
+        num_rows = max(num_rows, row + 1)
+    return Placement(row_N, segment_N, source_start_N, target_start_N, num_rows)
+
+
+def choose_row_buckets(rows_needed: Sequence[int], row_multiple: int) -> tuple[int, ...]:
+    """The row counts that waste the fewest rows on a sample of updates.
+
+    Args:
+      rows_needed: packed rows of each sampled update.
+      row_multiple: every bucket is a multiple of it.
+    Returns:
+      One to three row counts, ascending; the largest has a margin above the sample.
+    """
+    units = -(-np.asarray(rows_needed) // row_multiple)
+    # Five standard deviations up, so that an update beyond every bucket is a rarity.
+    ceiling = max(int(units.max()), math.ceil(units.mean() + 5 * units.std()))
+    candidates = np.unique([*units, ceiling]).tolist()
+
+    def cost(buckets: list[int]) -> float:
+        rows = np.asarray(buckets)[np.searchsorted(buckets, units)].sum()
+        return float(rows) * (1 + _SAVING_PER_BUCKET * len(buckets))
+
+    choices = itertools.combinations_with_replacement(candidates, _MAX_ROW_BUCKETS - 1)
+    buckets = min((sorted({*choice, ceiling}) for choice in choices), key=cost)
+    return tuple(unit * row_multiple for unit in buckets)
+
+
+def fill(
+    examples: Sequence[Example],
+    placement: Placement,
+    num_rows: int,
+    source_length: int,
+    target_length: int,
+) -> Seq2SeqBatch:
+    """Writes the examples into `num_rows` rows; rows beyond the placement's are all padding.
+
+    Where some examples carry soft labels and others do not (human labels mixed in), the
+    others' positions and padding have an infinite `logz_BTZ`, which tells the loss that no
+    teacher speaks there.
+
+    Args:
+      examples: N examples with at least one token on each side.
+      placement: from `place`, for the lengths of these examples.
+      num_rows: at least `placement.num_rows`.
+      source_length, target_length: the rows' lengths, tokens.
+    Returns:
+      A batch of numpy arrays of `num_rows` rows; its soft fields are None where no example
+      carries soft labels.
+    """
+    source = _Side([e.source for e in examples], placement.source_start_N, placement, source_length)
+    target = _Side([e.target for e in examples], placement.target_start_N, placement, target_length)
+    shifted = np.empty_like(target.tokens)
+    shifted[1:] = target.tokens[:-1]
+    shifted[target.firsts] = PAD_ID  # T5 starts every decoder sequence with the padding id
+    topk_ids, topk_logits, logz = _scatter_soft(examples, target, num_rows)
+    return Seq2SeqBatch(
+        encoder_tokens_BS=source.scatter(source.tokens, num_rows),
+        encoder_segments_BS=source.scatter(source.segments, num_rows),
+        encoder_positions_BS=source.scatter(source.positions, num_rows),
+        decoder_inputs_BT=target.scatter(shifted, num_rows),
+        decoder_segments_BT=target.scatter(target.segments, num_rows),
+        decoder_positions_BT=target.scatter(target.positions, num_rows),
+        targets_BT=target.scatter(target.tokens, num_rows),
+        weights_BT=target.scatter(np.ones(len(target.tokens), np.float32), num_rows),
+        topk_ids_BTK=topk_ids,
+        topk_logits_BTK=topk_logits,
+        logz_BTZ=logz,
+    )
+
+
+class _Side:
+    """The source or the target tokens of all examples end to end, and where each one goes."""
+
+    def __init__(
+        self,
+        sequences: list[np.ndarray],
+        start_N: np.ndarray,
+        placement: Placement,
+        row_length: int,
+    ) -> None:
+        lengths_N = np.array([len(sequence) for sequence in sequences])
+        self.row_length = row_length
+        self.tokens = np.concatenate(sequences).astype(np.int32, copy=False)
+        self.firsts = np.cumsum(lengths_N) - lengths_N
+        self.segments = np.repeat(placement.segment_N.astype(np.int32), lengths_N)
+        index = np.arange(len(self.tokens))
+        self.positions = (index - np.repeat(self.firsts, lengths_N)).astype(np.int32)
+        offset_N = placement.row_N * row_length + start_N - self.firsts
+        self.places = index + np.repeat(offset_N, lengths_N)
+
+    def scatter(self, values: np.ndarray, num_rows: int) -> np.ndarray:
+        """One value a token into rows [num_rows, row_length]; 0 elsewhere."""
+        rows = np.zeros(num_rows * self.row_length, values.dtype)
+        rows[self.places] = values
+        return rows.reshape(num_rows, self.row_length)
+
+
+def _scatter_soft(
+    examples: Sequence[Example], target: _Side, num_rows: int
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    softs = [example.soft for example in examples if example.soft is not None]
+    if not softs:
+        return None, None, None
+    taught_N = [example.soft is not None for example in examples]
+    places = target.places[np.repeat(taught_N, [len(example.target) for example in examples])]
+    num_tokens = num_rows * target.row_length
+    top_k, num_temperatures = softs[0].topk_ids_TK.shape[1], softs[0].logz_TZ.shape[1]
+    # Where there is no teacher the loss still computes, then multiplies by 0: distinct ids,
+    # as a teacher's are, keep that finite. The infinite normaliser says "no teacher here".
+    ids = np.tile(np.arange(top_k, dtype=np.int32), (num_tokens, 1))
+    logits = np.zeros((num_tokens, top_k), np.float16)
+    logz = np.full((num_tokens, num_temperatures), np.inf, np.float32)
+    ids[places] = np.concatenate([soft.topk_ids_TK for soft in softs])
+    logits[places] = np.concatenate([soft.topk_logits_TK for soft in softs])
+    logz[places] = np.concatenate([soft.logz_TZ for soft in softs])
+    shape = (num_rows, target.row_length, -1)
+    return ids.reshape(shape), logits.reshape(shape), logz.reshape(shape)

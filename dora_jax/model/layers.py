@@ -1,0 +1,304 @@
+"""The layers of T5: RMS norm, relative position bias, attention, MLP, and the two blocks.
+
+Parameter names and logical axes are T5X's (t5x/examples/scalable_t5/layers.py), so that
+checkpoints convert by renaming. Kernels of attention are stored joined, [E, H*D], because
+T5's Adafactor factors exactly that matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from dora_jax import shapes
+from dora_jax.config import T5Config
+
+# Added to the logits of masked pairs. Finite, so that a row with nothing to attend to
+# (padding) gives a uniform distribution and not NaN.
+MASKED = -1e10
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, as T5 v1.1
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+
+
+class KeyValue(NamedTuple):
+    """Projected keys and values of one attention, kept while decoding."""
+
+    key_BNHD: jax.Array
+    value_BNHD: jax.Array
+
+
+def attention_bias(mask_BQN: jax.Array) -> jax.Array:
+    """0 where a query may look, MASKED where not. Returns float32 [B, 1, Q, N]."""
+    return jnp.where(mask_BQN, 0.0, MASKED).astype(jnp.float32)[:, None, :, :]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Inverted dropout with one random byte an element; no key means no dropout.
+
+    The rate is rounded to the nearest 1/256. A byte instead of a float costs a quarter of
+    the random bits, which is what dropout costs on a CPU.
+    """
+    dropped = round(rate * 256)
+    if key is None or dropped == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+    return jnp.where(keep, x * (256.0 / (256 - dropped)), 0).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """`dropout` with its key from Flax's "dropout" stream; inactive where that has none."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        active = self.rate > 0.0 and self.has_rng("dropout")
+        return dropout(x, self.rate, self.make_rng("dropout") if active else None)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, without centring and bias (arXiv 1910.07467)."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_E = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), (shapes.EMBED,)),
+            (x.shape[-1],),
+        )
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)
+        return (normed * scale_E).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """A matrix product without bias, as everywhere in T5."""
+
+    features: int
+    axes: tuple[str, str]
+    stddev: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes),
+            (x.shape[-1], self.features),
+        )
+        return jnp.dot(x, kernel.astype(self.dtype))
+
+
+def relative_position_buckets(
+    query_positions_Q: jax.Array | np.ndarray,
+    key_positions_N: jax.Array | np.ndarray,
+    *,
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+) -> jax.Array:
+    """T5's buckets of key - query: exact when near, logarithmic up to `max_distance`.
+
+    Returns:
+      int32 [Q, N] in [0, num_buckets).
+    Source: arXiv 1910.10683, section 2.1; t5x scalable_t5 `_relative_position_bucket`.
+    """
+    distance_QN = jnp.asarray(key_positions_N)[None, :] - jnp.asarray(query_positions_Q)[:, None]
+    offset_QN = jnp.zeros_like(distance_QN)
+    if bidirectional:
+        num_buckets //= 2
+        offset_QN = jnp.where(distance_QN > 0, num_buckets, 0)
+        distance_QN = jnp.abs(distance_QN)
+    else:
+        distance_QN = jnp.maximum(-distance_QN, 0)
+    exact = num_buckets // 2
+    # The logarithm of 0 never counts: those distances are below `exact`.
+    log_ratio_QN = jnp.log(jnp.maximum(distance_QN, 1).astype(jnp.float32) / exact)
+    far_QN = exact + (log_ratio_QN / np.log(max_distance / exact) * (num_buckets - exact)).astype(
+        jnp.int32
+    )
+    far_QN = jnp.minimum(far_QN, num_buckets - 1)
+    return (offset_QN + jnp.where(distance_QN < exact, distance_QN, far_QN)).astype(jnp.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """One learned bias per head and bucket, shared by all layers of a stack.
+
+    In packed rows a segment is contiguous, so differences of row positions are the
+    differences of positions within the segment.
+    """
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions_Q: jax.Array, key_positions_N: jax.Array) -> jax.Array:
+        """Returns float32 [1, H, Q, N]."""
+        config = self.config
+        embedding = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(config.emb_dim**-0.5),
+                (shapes.HEADS, shapes.RELPOS_BUCKETS),
+            ),
+            (config.num_heads, config.relative_attention_num_buckets),
+        )
+        buckets_QN = relative_position_buckets(
+            query_positions_Q,
+            key_positions_N,
+            bidirectional=self.bidirectional,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
+        )
+        return embedding.astype(jnp.float32)[:, buckets_QN][None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an additive bias and, as in T5, no 1/sqrt(D) scaling."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        joined = config.num_heads * config.head_dim
+        into = (shapes.EMBED, shapes.JOINED_KV)
+        # The missing 1/sqrt(D) of the logits stands in the initial scale of the query.
+        query_std = (config.emb_dim * config.head_dim) ** -0.5
+        std = config.emb_dim**-0.5
+        self.query = Dense(joined, into, query_std, config.dtype)
+        self.key = Dense(joined, into, std, config.dtype)
+        self.value = Dense(joined, into, std, config.dtype)
+        self.out = Dense(
+            config.emb_dim, (shapes.JOINED_KV, shapes.EMBED), joined**-0.5, config.dtype
+        )
+        self.drop = Dropout(config.dropout_rate)
+
+    def _heads(self, x_BNJ: jax.Array) -> jax.Array:
+        return x_BNJ.reshape(*x_BNJ.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def project(self, x_BNE: jax.Array) -> KeyValue:
+        """Keys and values of `x`, to be attended to."""
+        return KeyValue(self._heads(self.key(x_BNE)), self._heads(self.value(x_BNE)))
+
+    def __call__(
+        self, x_BQE: jax.Array, keys_values: KeyValue, biases: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        """Attends from x to projected keys and values; `biases` broadcast to [B, H, Q, N]."""
+        query_BQHD = self._heads(self.query(x_BQE))
+        logits_BHQN = jnp.einsum(
+            "BQHD,BNHD->BHQN",
+            query_BQHD,
+            keys_values.key_BNHD,
+            preferred_element_type=jnp.float32,
+        )
+        for bias in biases:
+            logits_BHQN = logits_BHQN + bias
+        weights_BHQN = jax.nn.softmax(logits_BHQN, axis=-1).astype(self.config.dtype)
+        weights_BHQN = self.drop(weights_BHQN)
+        mixed_BQHD = jnp.einsum("BHQN,BNHD->BQHD", weights_BHQN, keys_values.value_BNHD)
+        return self.out(mixed_BQHD.reshape(*x_BQE.shape[:-1], -1))
+
+
+class MLP(nn.Module):
+    """Feed-forward layer: the product of its activations' branches (one branch in v1.0)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BNE: jax.Array) -> jax.Array:
+        config = self.config
+        single = len(config.mlp_activations) == 1
+        hidden = None
+        for i, activation in enumerate(config.mlp_activations):
+            branch = Dense(
+                config.mlp_dim,
+                (shapes.EMBED, shapes.MLP),
+                config.emb_dim**-0.5,
+                config.dtype,
+                name="wi" if single else f"wi_{i}",
+            )(x_BNE)
+            branch = _ACTIVATIONS[activation](branch)
+            hidden = branch if hidden is None else hidden * branch
+        hidden = Dropout(config.dropout_rate)(hidden)
+        return Dense(
+            config.emb_dim,
+            (shapes.MLP, shapes.EMBED),
+            config.mlp_dim**-0.5,
+            config.dtype,
+            name="wo",
+        )(hidden)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each normed before and added to the residual stream."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, None]:
+        config = self.config
+        drop = Dropout(config.dropout_rate)
+        normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BSE)
+        attention = Attention(config, name="attention")
+        x_BSE = x_BSE + drop(attention(normed, attention.project(normed), biases))
+        normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BSE)
+        return x_BSE + drop(MLP(config, name="mlp")(normed)), None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention and MLP.
+
+    Training calls it on whole rows. Decoding calls it on one position and hands in the
+    keys and values of the positions before (`past`, with the `index` to write at) and the
+    encoder's, projected once (`memory`).
+    """
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTE: jax.Array,
+        encoded_BSE: jax.Array | None,
+        self_biases: tuple[jax.Array, ...],
+        cross_biases: tuple[jax.Array, ...],
+        past: KeyValue | None = None,
+        index: jax.Array | None = None,
+        memory: KeyValue | None = None,
+    ) -> tuple[jax.Array, KeyValue | None]:
+        config = self.config
+        drop = Dropout(config.dropout_rate)
+        normed = RMSNorm(config.dtype, name="pre_self_attention_layer_norm")(x_BTE)
+        attention = Attention(config, name="self_attention")
+        keys_values = attention.project(normed)
+        if past is not None:
+            past = keys_values = KeyValue(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1)
+                    for old, new in zip(past, keys_values, strict=True)
+                )
+            )
+        x_BTE = x_BTE + drop(attention(normed, keys_values, self_biases))
+
+        normed = RMSNorm(config.dtype, name="pre_cross_attention_layer_norm")(x_BTE)
+        attention = Attention(config, name="encoder_decoder_attention")
+        if memory is None:
+            memory = attention.project(encoded_BSE)
+        x_BTE = x_BTE + drop(attention(normed, memory, cross_biases))
+
+        normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BTE)
+        return x_BTE + drop(MLP(config, name="mlp")(normed)), past

@@ -1,0 +1,185 @@
+"""T5: a scanned encoder and decoder over packed rows, and its parameter tree.
+
+The tree is T5X's scanned one with the layer axis first:
+
+    token_embedder.embedding [V, E]
+    encoder.{layers.*, relpos_bias.rel_embedding [H, buckets], encoder_norm.scale}
+    decoder.{layers.*, relpos_bias.rel_embedding [H, buckets], decoder_norm.scale}
+    logits_dense.kernel [E, V]                  (absent where the embedding serves as head)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from dora_jax import shapes
+from dora_jax.config import T5Config
+from dora_jax.model.layers import (
+    DecoderLayer,
+    Dense,
+    Dropout,
+    EncoderLayer,
+    RelativePositionBias,
+    RMSNorm,
+    attention_bias,
+)
+
+Params = Any  # a nested dict of arrays, as above
+
+# What the backward pass finds stored: everything, the results of matrix products, or
+# nothing but each layer's input.
+_REMAT = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _scanned(layer: type[nn.Module], config: T5Config, length: int, broadcast: int) -> nn.Module:
+    if config.remat_policy != "none":
+        # The scan already keeps XLA from merging the recomputation with the first pass.
+        layer = nn.remat(layer, policy=_REMAT[config.remat_policy], prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast,) * broadcast,
+        length=length,
+        metadata_params={nn.PARTITION_NAME: shapes.LAYERS},
+        length=length,
+        unroll=min(config.scan_unroll, length),
+    )(config, name="layers")
+
+
+class Embedder(nn.Module):
+    """Token embeddings, shared by encoder and decoder."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.normal(1.0), (shapes.VOCAB, shapes.EMBED)
+            ),
+            (config.vocab_size, config.emb_dim),
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        # A gather: T5X's product with a one-hot matrix costs V times as much on a CPU.
+        return self.embedding[tokens].astype(self.config.dtype)
+
+
+class Encoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BSE: jax.Array, segments_BS: jax.Array) -> jax.Array:
+        config = self.config
+        positions_S = jnp.arange(x_BSE.shape[1])
+        position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(
+            positions_S, positions_S
+        )
+        biases = (position_bias, attention_bias(same_segment(segments_BS, segments_BS)))
+        drop = Dropout(config.dropout_rate)
+        x_BSE, _ = _scanned(EncoderLayer, config, config.num_encoder_layers, 1)(
+            drop(x_BSE), biases
+        )
+        return drop(RMSNorm(config.dtype, name="encoder_norm")(x_BSE))
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTE: jax.Array,
+        encoded_BSE: jax.Array,
+        encoder_segments_BS: jax.Array,
+        segments_BT: jax.Array,
+    ) -> jax.Array:
+        config = self.config
+        length = x_BTE.shape[1]
+        positions_T = jnp.arange(length)
+        position_bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(
+            positions_T, positions_T
+        )
+        causal_TT = jnp.tril(jnp.ones((length, length), bool))
+        visible = same_segment(segments_BT, segments_BT) & causal_TT
+        cross = same_segment(segments_BT, encoder_segments_BS)
+        drop = Dropout(config.dropout_rate)
+        x_BTE, _ = _scanned(DecoderLayer, config, config.num_decoder_layers, 3)(
+            drop(x_BTE),
+            encoded_BSE,
+            (position_bias, attention_bias(visible)),
+            (attention_bias(cross),),
+        )
+        return drop(RMSNorm(config.dtype, name="decoder_norm")(x_BTE))
+
+
+def same_segment(query_segments_BQ: jax.Array, key_segments_BN: jax.Array) -> jax.Array:
+    """True [B, Q, N] where both positions belong to the same segment; segment 0 is padding."""
+    same = query_segments_BQ[:, :, None] == key_segments_BN[:, None, :]
+    return same & (key_segments_BN[:, None, :] > 0)
+
+
+class T5(nn.Module):
+    """The network. Dropout is active where `apply` is given a "dropout" key."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.token_embedder = Embedder(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        if not config.logits_via_embedding:
+            self.logits_dense = Dense(
+                config.vocab_size,
+                (shapes.EMBED, shapes.VOCAB),
+                config.emb_dim**-0.5,
+                config.dtype,
+            )
+
+    def encode(self, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+        """Encoder states [B, S, E] in the activations' dtype."""
+        return self.encoder(self.token_embedder(tokens_BS), segments_BS)
+
+    def decode(
+        self,
+        encoded_BSE: jax.Array,
+        encoder_segments_BS: jax.Array,
+        inputs_BT: jax.Array,
+        segments_BT: jax.Array,
+    ) -> jax.Array:
+        """Decoder states [B, T, E] after the final norm, before the output head."""
+        return self.decoder(
+            self.token_embedder(inputs_BT), encoded_BSE, encoder_segments_BS, segments_BT
+        )
+
+    def logits(self, states_BTE: jax.Array) -> jax.Array:
+        """float32 [B, T, V]."""
+        config = self.config
+        if config.logits_via_embedding:
+            # v1.0 scales its states down, because its embedding is initialised at width 1.
+            embedding_VE = self.token_embedder.embedding.astype(config.dtype)
+            logits_BTV = jnp.dot(states_BTE * config.emb_dim**-0.5, embedding_VE.T)
+        else:
+            logits_BTV = self.logits_dense(states_BTE)
+        return logits_BTV.astype(jnp.float32)
+
+    def __call__(self, batch: shapes.Seq2SeqBatch) -> jax.Array:
+        """float32 logits [B, T, V] of a packed or plain batch."""
+        encoded = self.encode(batch.encoder_tokens_BS, batch.encoder_segments_BS)
+        states = self.decode(
+            encoded,
+            batch.encoder_segments_BS,
+            batch.decoder_inputs_BT,
+            batch.decoder_segments_BT,
+        )
+        return self.logits(states)

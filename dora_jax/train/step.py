@@ -1,0 +1,173 @@
+"""One update, as a pure function of (state, batch), and the state it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+
+from dora_jax.config import T5Config, TrainConfig
+from dora_jax.model.losses import batch_loss
+from dora_jax.model.t5 import T5, Params
+from dora_jax.parallel import partitioning
+from dora_jax.shapes import Seq2SeqBatch
+from dora_jax.train.optim import make_optimizer
+
+
+class TrainState(NamedTuple):
+    """Everything an update reads and writes. `seed` feeds dropout and is never changed."""
+
+    step: jax.Array  # int32 scalar: updates done
+    params: Params
+    opt_state: Any
+    seed: jax.Array  # uint32 scalar
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one update, still on the device."""
+
+    loss: jax.Array  # nats per target token
+    gradient_norm: jax.Array
+
+
+LossFn = Callable[[Params, Seq2SeqBatch, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def make_loss_fn(network: T5Config, train: TrainConfig, temperature_index: int = 0) -> LossFn:
+    """(params, batch, dropout key) -> (loss sum, weight sum)."""
+    model = T5(dataclasses.replace(network, dropout_rate=train.dropout_rate))
+
+    def loss_fn(params: Params, batch: Seq2SeqBatch, key: jax.Array):
+        logits_BTV = model.apply({"params": params}, batch, rngs={"dropout": key})
+        return batch_loss(logits_BTV, batch, train, temperature_index)
+
+    return loss_fn
+
+
+def _gradients(
+    loss_fn: LossFn, params: Params, batch: Seq2SeqBatch, key: jax.Array, microbatches: int
+) -> tuple[jax.Array, jax.Array, Params]:
+    """(loss sum, weight sum, gradient of the loss sum), added up over microbatches."""
+
+    def one(batch: Seq2SeqBatch, key: jax.Array) -> tuple[jax.Array, jax.Array, Params]:
+        (loss, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+        return loss, weight, grads
+
+    if microbatches == 1:
+        return one(batch, key)
+    split = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(key, microbatches)
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(one, jax.tree.map(lambda x: x[0], split), key),
+    )
+
+    def add(total: Any, piece: tuple[Seq2SeqBatch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*piece)), None
+
+    return jax.lax.scan(add, zero, (split, keys))[0]
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, microbatches: int = 1
+) -> Callable[[TrainState, Seq2SeqBatch], tuple[TrainState, StepMetrics]]:
+    """The update: gradient of the mean loss per target token, then the optimizer.
+
+    The dropout key is folded from seed and step, so that a resumed run draws the same masks.
+    """
+
+    def train_step(state: TrainState, batch: Seq2SeqBatch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        loss, weight, grads = _gradients(loss_fn, state.params, batch, key, microbatches)
+        weight = jnp.maximum(weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss / weight, optax.global_norm(grads))
+        return TrainState(state.step + 1, params, opt_state, state.seed), metrics
+
+    return train_step
+
+
+def _example_batch() -> Seq2SeqBatch:
+    """The smallest batch the network can be initialised with."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    weights = jnp.zeros((1, 1), jnp.float32)
+    return Seq2SeqBatch(tokens, tokens, tokens, tokens, tokens, tokens, tokens, weights)
+
+
+def _boxed_params(network: T5Config, seed: int | jax.Array) -> Params:
+    return T5(network).init(jax.random.key(seed), _example_batch())["params"]
+
+
+def param_shardings(network: T5Config, mesh: Mesh) -> Params:
+    """A sharding for every parameter, from the rule table."""
+    boxed = jax.eval_shape(lambda: _boxed_params(network, 0))
+    return partitioning.tree_shardings(boxed, mesh)
+
+
+def abstract_params(network: T5Config, mesh: Mesh) -> Params:
+    """Shape, dtype and sharding of every parameter; no memory is taken."""
+    boxed = jax.eval_shape(lambda: _boxed_params(network, 0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        partitioning.tree_shardings(boxed, mesh),
+    )
+
+
+def init_params(network: T5Config, seed: int, mesh: Mesh) -> Params:
+    """Random parameters, made straight in their shardings: never whole in one place."""
+    init = jax.jit(
+        lambda seed: nn.unbox(_boxed_params(network, seed)),
+        out_shardings=param_shardings(network, mesh),
+    )
+    return init(jnp.uint32(seed))
+
+
+def state_shardings(
+    network: T5Config, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shardings of a whole training state.
+
+    A slot that mirrors a parameter (same place in its tree, same shape) is sharded like it;
+    Adafactor's factored vectors and counters are small and replicated.
+    """
+    params = abstract_params(network, mesh)
+    replicated = partitioning.replicated(mesh)
+    by_place = {_place(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def slot_sharding(path: tuple, slot: jax.ShapeDtypeStruct) -> NamedSharding:
+        param = by_place.get(_place(path))
+        return param.sharding if param is not None and param.shape == slot.shape else replicated
+
+    slots = jax.tree.map_with_path(slot_sharding, jax.eval_shape(optimizer.init, params))
+    param_shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return TrainState(replicated, param_shardings, slots, replicated)
+
+
+def _place(path: tuple) -> tuple[str, ...]:
+    """The trailing dict keys of a tree path: a slot's ends like its parameter's."""
+    keys: list[str] = []
+    for entry in reversed(path):
+        if not isinstance(entry, jax.tree_util.DictKey):
+            break
+        keys.append(entry.key)
+    return tuple(reversed(keys))
+
+
+def init_state(
+    network: T5Config, train: TrainConfig, params: Params, seed: int, mesh: Mesh
+) -> tuple[TrainState, optax.GradientTransformation, TrainState]:
+    """A fresh state around given parameters: (state, its optimizer, its shardings)."""
+    optimizer = make_optimizer(train.optimizer, train.train_steps)
+    shardings = state_shardings(network, optimizer, mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    state = TrainState(jnp.int32(0), params, opt_state, jnp.uint32(seed))
+    return state, optimizer, shardings

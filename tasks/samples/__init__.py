@@ -1,0 +1,1 @@
+"""Generators of the bundled sample data, one a task."""

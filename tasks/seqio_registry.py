@@ -1,0 +1,127 @@
+"""The tasks as SeqIO knows them: source, prompt, tokens, metrics.
+
+`register` puts a task under its public name ("wlp") into SeqIO's registry, where T5X and
+everything else that speaks SeqIO finds it; *prepare* runs the same `seqio.Task` once to fill
+the token store. This and `prepare.py` are the only modules that need TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dora_jax.config import DataConfig
+from dora_jax.tasks.sources import Row, load_splits
+from dora_jax.tasks.task import TaskSpec
+
+
+@contextlib.contextmanager
+def native_stderr_held_back() -> Iterator[None]:
+    """Keeps what compiled code writes to stderr from the user unless the block fails.
+
+    TensorFlow greets with ten lines about oneDNN and missing CUDA drivers, and tensorflow_text
+    logs a line for each thread that tokenises; TF_CPP_MIN_LOG_LEVEL reaches neither.
+    """
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(original, held.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with native_stderr_held_back():
+    import seqio
+    import tensorflow as tf
+
+    # TensorFlow takes all the memory of every GPU it sees; those are JAX's.
+    tf.config.set_visible_devices([], "GPU")
+
+
+def build_task(
+    task: TaskSpec, rows: Mapping[str, Sequence[Row]], vocabulary_file: str, extra_ids: int
+) -> seqio.Task:
+    """A `seqio.Task` over `rows`, one SeqIO split for each of their splits.
+
+    Beside `inputs` and `targets` its examples hold both as text (`…_pretokenized`) and how long
+    both were, EOS included, before they were cut to their feature lengths (`…_length`).
+    """
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # one list in a fixed order; SeqIO shuffles examples itself
+        texts = rows[split]
+        features = {
+            "inputs": tf.constant([row.source for row in texts], tf.string),
+            "targets": tf.constant([row.target for row in texts], tf.string),
+        }
+        # TensorFlow's type stubs do not know that a dict of tensors is sliced as one.
+        return tf.data.Dataset.from_tensor_slices(features)  # pyright: ignore[reportArgumentType]
+
+    @seqio.map_over_dataset
+    def add_prompt(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return example | {"inputs": tf.strings.join([task.prompt_prefix, example["inputs"]])}
+
+    vocabulary = seqio.SentencePieceVocabulary(vocabulary_file, extra_ids=extra_ids)
+    return seqio.Task(
+        task.name,
+        source=seqio.FunctionDataSource(
+            dataset,
+            splits=tuple(rows),
+            num_input_examples={split: len(members) for split, members in rows.items()},
+        ),
+        preprocessors=[
+            add_prompt,
+            seqio.preprocessors.tokenize,
+            _add_lengths,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features={
+            name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")
+        },
+        postprocess_fn=_gold_in_full,
+        metric_fns=[_metric(task)],
+    )
+
+
+def register(task: TaskSpec, data: DataConfig, vocabulary_file: str) -> seqio.Task:
+    """Makes `task` known to SeqIO under its own name, in place of what had that name before."""
+    rows = load_splits(task, data).rows
+    built = build_task(task, rows, vocabulary_file, data.extra_ids)
+    if task.name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(task.name)
+    seqio.TaskRegistry.add_provider(task.name, built)
+    return built
+
+
+@seqio.map_over_dataset
+def _add_lengths(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return example | {
+        f"{name}_length": tf.size(example[name]) + 1 for name in ("inputs", "targets")
+    }
+
+
+def _gold_in_full(decoded: str, *, example: Mapping[str, Any], is_target: bool = False) -> str:
+    """Predictions as decoded, but the gold text as it stands in the file, never truncated."""
+    return tf.compat.as_text(example["targets_pretokenized"]) if is_target else decoded
+
+
+def _metric(task: TaskSpec) -> Any:
+    def scores(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+        scored = task.score(list(targets), list(predictions), [""] * len(targets))
+        return {f"strict/{name}": value for name, value in scored.strict.items()} | {
+            f"paper/{name}": value for name, value in scored.paper.items()
+        }
+
+    return scores

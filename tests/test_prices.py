@@ -1,0 +1,186 @@
+"""The price book: what it says, and what it refuses to load."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from dora_jax.cost.prices import DEVICE_ITEMS, NOT_PRICED, SET_BY_USER, PriceBook, user_price
+
+ENTRY = {
+    "item": "h100",
+    "unit": "gpu",
+    "kind": "on-demand",
+    "usd": 4.0,
+    "source": "a catalog",
+    "date": "2026-01-31",
+}
+
+
+@pytest.fixture(scope="module")
+def book():
+    return PriceBook.load()
+
+
+def write_book(path, *changes):
+    """A price book with one entry for each change of ENTRY; None leaves a field out."""
+    entries = [
+        {key: value for key, value in {**ENTRY, **change}.items() if value is not None}
+        for change in changes
+    ]
+    path.write_text(json.dumps({"version": 1, "date": "2026-02-01", "entries": entries}))
+    return path
+
+
+def test_an_a100_costs_what_the_paper_says(book):
+    price = book.device_price("NVIDIA A100-SXM4-40GB")
+    assert (price.item, price.usd, price.unit, price.date) == ("a100", 1.875, "gpu", "2023")
+    assert "Distill or Annotate" in price.source
+
+
+@pytest.mark.parametrize(
+    ("task", "usd"),
+    [
+        ("wlp", 0.26),
+        ("stanceosaurus", 0.364),
+        ("fever", 0.129),
+        ("multipit_id", 0.2),
+        ("multipit_gen", 0.371),
+        ("nq", 0.129),
+    ],
+)
+def test_labels_cost_what_the_paper_says(book, task, usd):
+    price = book.label_price(task)
+    assert (price.usd, price.unit) == (usd, "label")
+    assert price.source and price.date
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "item"),
+    [("NVIDIA H200", "h200"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e")],
+)
+def test_the_names_jax_uses_find_their_item(book, device_kind, item):
+    assert book.device_price(device_kind).item == item
+
+
+def test_every_device_jax_may_name_has_a_price(book):
+    unpriced = {kind for kind in DEVICE_ITEMS if not book.device_price(kind).is_set}
+    assert unpriced == {"cpu"}
+
+
+def test_a_cpu_costs_a_marked_zero(book):
+    price = book.device_price("cpu")
+    assert price.usd == 0.0
+    assert price.source == NOT_PRICED
+    assert not price.is_set
+
+
+def test_a_board_is_shared_by_its_jax_devices(book):
+    price = book.device_price("TPU v2")
+    assert price.usd == 4.5 / 8
+    assert "4.5 USD per board of 8" in price.note
+
+
+@pytest.mark.parametrize("device_kind", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 PCIe"])
+def test_a_device_that_only_resembles_a_known_one_has_no_price(book, device_kind):
+    with pytest.raises(ValueError, match=r"a100.*h200.*PRICE_USD_PER_DEVICE_HOUR"):
+        book.device_price(device_kind)
+
+
+def test_an_unknown_task_is_told_the_known_ones(book):
+    with pytest.raises(ValueError, match=r"'wpl'.*multipit_gen.*wlp"):
+        book.label_price("wpl")
+
+
+def test_spot_is_never_replaced_by_on_demand(book):
+    assert book.device_price("NVIDIA H100 80GB HBM3", spot=True).usd == 1.60
+    with pytest.raises(ValueError, match="no spot price"):
+        book.device_price("NVIDIA A100-SXM4-40GB", spot=True)
+
+
+def test_the_newest_entry_holds_and_among_equals_the_dearest(tmp_path):
+    path = write_book(
+        tmp_path / "book.json",
+        {"usd": 9.0, "date": "undated"},
+        {"usd": 2.0, "date": "2026-03-01"},
+        {"usd": 3.0, "date": "2026-03-01"},
+        {"usd": 5.0, "date": "2025-12"},
+    )
+    assert PriceBook.load(path).device_price("h100").usd == 3.0
+
+
+def test_a_book_of_the_user_may_price_the_cpu(tmp_path):
+    path = write_book(tmp_path / "book.json", {"item": "cpu", "unit": "host", "usd": 0.2})
+    price = PriceBook.load(path).device_price("cpu")
+    assert price.usd == 0.2
+    assert price.is_set
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"source": None}, r"entry 0 \(h100\): missing \['source'\]"),
+        ({"date": None}, r"missing \['date'\]"),
+        ({"kind": None}, r"missing \['kind'\]"),
+        ({"usd": None}, r"missing \['usd'\]"),
+        ({"pirce": 1.0}, r"not known \['pirce'\]"),
+        ({"date": "last week"}, "YYYY-MM-DD"),
+        ({"date": "2026-13"}, "YYYY-MM-DD"),
+        ({"usd": -1.0}, "above 0"),
+        ({"usd": 0}, "above 0"),
+        ({"usd": "4"}, "above 0"),
+        ({"usd": math.nan}, "above 0"),
+        ({"usd": 700.0}, "unknown"),
+        ({"unit": "pod"}, "expected one of"),
+        ({"kind": "reserved"}, "expected one of"),
+        ({"devices_per_unit": 0}, "1 or more"),
+    ],
+)
+def test_a_wrong_entry_is_refused(tmp_path, change, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        PriceBook.load(write_book(tmp_path / "book.json", change))
+
+
+def test_spot_above_on_demand_is_refused_within_one_source(tmp_path):
+    spot = {"kind": "spot", "usd": 4.5}
+    with pytest.raises(ValueError, match=r"h100 costs 4.5 USD on spot and 4.0 on demand"):
+        PriceBook.load(write_book(tmp_path / "book.json", {}, spot))
+    elsewhere = write_book(tmp_path / "other.json", {}, {**spot, "source": "another catalog"})
+    assert PriceBook.load(elsewhere).device_price("h100", spot=True).usd == 4.5
+
+
+def test_two_units_for_one_item_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one unit"):
+        PriceBook.load(write_book(tmp_path / "book.json", {}, {"unit": "board"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", '"version": 1'),
+        ('{"version": 2, "date": "2026", "entries": []}', '"version": 1'),
+        ('{"version": 1, "date": "2026", "entries": []}', "found none"),
+        ('{"version": 1, "date": "undated", "entries": [1]}', "the book"),
+        ('{"version": 1, "date": "2026", "entries": [1]}', "entry 0: expected a JSON object"),
+    ],
+)
+def test_a_file_that_is_no_price_book_is_refused(tmp_path, text, complaint):
+    path = tmp_path / "book.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        PriceBook.load(path)
+
+
+def test_a_price_of_the_user_is_marked():
+    price = user_price(2.5)
+    assert (price.usd, price.unit, price.source) == (2.5, "device", SET_BY_USER)
+    assert price.is_set and price.date[:2] == "20"
+
+
+@pytest.mark.parametrize("usd", [-0.01, math.inf, math.nan])
+def test_a_price_of_the_user_must_be_a_price(usd):
+    with pytest.raises(ValueError, match="0 or more"):
+        user_price(usd)
