@@ -160,7 +160,8 @@ class TrainConfig:
 
     `batch_size` counts examples per update, whatever rows they are packed into.
     `pack_source_length` and `pack_target_length` are the row lengths of packed batches; 0
-    takes the task's feature lengths. `gold_share` is the share of each batch drawn from the
+    takes the task's feature lengths. `row_buckets` is how many numbers of rows are compiled:
+    1 for short phases, more pad less. `gold_share` is the share of each batch drawn from the
     human-labelled examples when the rest carries soft labels.
     """
 
@@ -174,6 +175,7 @@ class TrainConfig:
     microbatches: int = 1
     pack_source_length: int = 0
     pack_target_length: int = 0
+    row_buckets: int = 3
     eval_every_steps: int = 0  # 0: only at the end
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
@@ -186,6 +188,7 @@ class TrainConfig:
             "train_steps",
             "batch_size",
             "microbatches",
+            "row_buckets",
             "checkpoint_every_steps",
             "keep_checkpoints",
             "log_every_steps",
@@ -205,14 +208,17 @@ class PretrainConfig:
     """Denoising on the task's own text, for runs that have no pretrained weights at hand.
 
     `corruption_share` of the examples is T5 span corruption (`noise_density`,
-    `mean_span_length`: arXiv 1910.10683, section 3.3.4); the rest asks for the whole text
-    back from the corrupted one, which teaches small models to copy.
+    `mean_span_length`: arXiv 1910.10683, section 3.3.4); the rest asks for shuffled text back
+    (pieces of `mean_piece_length` tokens), which teaches small models to copy.
+    `copying_start` starts from weights that favour copying (`model.t5.copying_start`).
     """
 
     train: TrainConfig = TrainConfig()
     corruption_share: float = 0.5
     noise_density: float = 0.15
     mean_span_length: float = 3.0
+    mean_piece_length: float = 1.0
+    copying_start: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -224,6 +230,10 @@ class PretrainConfig:
             f"PretrainConfig.noise_density = {self.noise_density}; it must lie in (0, 1).",
         )
         _positive(self, "mean_span_length")
+        _require(
+            self.mean_piece_length >= 1.0,
+            f"PretrainConfig.mean_piece_length = {self.mean_piece_length}; it must be at least 1.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

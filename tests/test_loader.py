@@ -177,7 +177,8 @@ def test_corruption_share_sets_how_many_examples_copy(share: float, low: int, hi
     config = PretrainConfig(corruption_share=share)
     source = loader.DenoisingSource(split, config, SENTINELS, seed=1)
     copies = sum(
-        source.example(i, 0).target.tolist() == split.source(i).tolist() for i in range(200)
+        sorted(source.example(i, 0).target.tolist()) == sorted(split.source(i).tolist())
+        for i in range(200)
     )
     assert low <= copies <= high
 

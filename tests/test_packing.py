@@ -158,7 +158,7 @@ def test_hard_labels_alone_carry_no_soft_fields() -> None:
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_row_buckets_cover_the_sample_in_few_shapes(multiple: int) -> None:
     rows = np.random.default_rng(0).normal(40, 3, 64).astype(int)
-    buckets = choose_row_buckets(rows.tolist(), multiple)
+    buckets = choose_row_buckets(rows.tolist(), multiple, 3)
     assert 1 <= len(buckets) <= 3
     assert buckets == tuple(sorted(buckets)) and buckets[-1] >= rows.max()
     assert all(bucket % multiple == 0 for bucket in buckets)
@@ -167,9 +167,9 @@ def test_row_buckets_cover_the_sample_in_few_shapes(multiple: int) -> None:
 
 
 def test_one_bucket_where_every_update_needs_the_same() -> None:
-    assert choose_row_buckets([7] * 20, 1) == (7,)
-    assert choose_row_buckets([7] * 20, 4) == (8,)
+    assert choose_row_buckets([7] * 20, 1, 3) == (7,)
+    assert choose_row_buckets([7] * 20, 4, 3) == (8,)
 
 
 def test_a_bucket_that_saves_too_little_is_not_compiled() -> None:
-    assert choose_row_buckets([100] * 63 + [99], 1) == (101,)
+    assert choose_row_buckets([100] * 63 + [99], 1, 3) == (101,)

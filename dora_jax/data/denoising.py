@@ -1,8 +1,8 @@
 """Denoising: making (inputs, targets) out of plain text, for pretraining without labels.
 
-Two tasks share one kind of damage, spans of tokens replaced by one sentinel each: *span
-corruption* asks for the missing spans, *copying* for the whole text. Pure functions of the
-tokens and a random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
+Two tasks: *span corruption* replaces spans of tokens by one sentinel each and asks for the
+missing spans, *copying* shuffles the text's pieces and asks for them back in that order. Pure
+functions of the tokens and a random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinel_ids: np.ndarray) -> n
     starts = _span_starts(mask)
     corrupted = tokens.copy()
     corrupted[starts] = _sentinels(int(starts.sum()), sentinel_ids)
-    return _with_eos(corrupted[~mask | starts])
+    return np.concatenate((corrupted[~mask | starts], _EOS))
 
 
 def hidden_spans(tokens: np.ndarray, mask: np.ndarray, sentinel_ids: np.ndarray) -> np.ndarray:
@@ -108,10 +108,6 @@ def hidden_spans(tokens: np.ndarray, mask: np.ndarray, sentinel_ids: np.ndarray)
     spans[places[starts_of_hidden] - 1] = _sentinels(num_spans, sentinel_ids)
     spans[-1] = EOS_ID
     return spans
-
-
-def _with_eos(tokens: np.ndarray) -> np.ndarray:
-    return np.concatenate((tokens, _EOS))
 
 
 def span_corruption(
@@ -139,15 +135,21 @@ def span_corruption(
 
 
 def copying(
-    tokens: np.ndarray,
-    rng: np.random.Generator,
-    noise_density: float,
-    mean_span_length: float,
-    sentinel_ids: np.ndarray,
+    tokens: np.ndarray, rng: np.random.Generator, mean_piece_length: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The damaged text in, the whole text out: the same damage, but most of it is copying.
+    """The text's pieces in random order in, the same out.
 
-    Args, Returns and Raises: as `span_corruption`.
+    Small models learn a few thousand sentences by heart before they learn to copy; text in
+    an order never seen leaves them no other way.
+
+    Args:
+      tokens: int32 [length], without EOS.
+      rng: advanced by this call.
+      mean_piece_length: mean length of the pieces that stay together, in tokens; at least 1.
+    Returns:
+      (inputs, targets), int32, equal, both ending in EOS.
     """
-    mask = random_spans_noise_mask(len(tokens), rng, noise_density, mean_span_length)
-    return corrupt(tokens, mask, sentinel_ids), _with_eos(tokens)
+    is_cut = rng.random(max(len(tokens) - 1, 0)) < 1.0 / mean_piece_length
+    pieces = np.split(tokens, np.flatnonzero(is_cut) + 1)
+    shuffled = np.concatenate([pieces[i] for i in rng.permutation(len(pieces))] + [_EOS])
+    return shuffled, shuffled

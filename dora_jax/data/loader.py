@@ -84,10 +84,10 @@ class DenoisingSource:
         if len(tokens) and tokens[-1] == EOS_ID:
             tokens = tokens[:-1]
         rng = _generator(self._seed, epoch, index, _DENOISING_STREAM)
-        is_corruption = rng.random() < self._config.corruption_share
-        task = denoising.span_corruption if is_corruption else denoising.copying
+        if rng.random() >= self._config.corruption_share:
+            return Example(*denoising.copying(tokens, rng, self._config.mean_piece_length))
         return Example(
-            *task(
+            *denoising.span_corruption(
                 tokens,
                 rng,
                 self._config.noise_density,
@@ -144,6 +144,7 @@ class PackedLoader:
       source_length, target_length: the rows' lengths, tokens.
       seed: of the permutations.
       row_multiple: every batch's number of rows is a multiple of this (devices × microbatches).
+      max_row_buckets: how many numbers of rows to choose from; fewer compile less, pad more.
       gold: a second source, for `gold_share`.
       gold_share: share of the examples drawn from `gold`; exact over the run, in one update
         rounded up or down.
@@ -161,6 +162,7 @@ class PackedLoader:
         target_length: int,
         seed: int,
         row_multiple: int = 1,
+        max_row_buckets: int = 3,
         gold: ExampleSource | None = None,
         gold_share: float = 0.0,
     ) -> None:
@@ -182,7 +184,7 @@ class PackedLoader:
         self._seed = seed
         self._row_multiple = row_multiple
         rows_needed = [self._draw(step)[1].num_rows for step in range(self._sample_steps())]
-        self.row_buckets = packing.choose_row_buckets(rows_needed, row_multiple)
+        self.row_buckets = packing.choose_row_buckets(rows_needed, row_multiple, max_row_buckets)
 
     def batch(self, step: int) -> PackedBatch:
         """The batch of update `step`, from 0."""

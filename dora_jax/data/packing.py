@@ -16,7 +16,6 @@ import numpy as np
 from dora_jax.data.soft_labels import SoftRow
 from dora_jax.shapes import PAD_ID, Seq2SeqBatch
 
-_MAX_ROW_BUCKETS = 3
 _SAVING_PER_BUCKET = 0.02  # share of all rows a further bucket must save to be worth compiling
 
 
@@ -77,14 +76,17 @@ def place(
     return Placement(row_N, segment_N, source_start_N, target_start_N, num_rows)
 
 
-def choose_row_buckets(rows_needed: Sequence[int], row_multiple: int) -> tuple[int, ...]:
+def choose_row_buckets(
+    rows_needed: Sequence[int], row_multiple: int, max_buckets: int
+) -> tuple[int, ...]:
     """The row counts that waste the fewest rows on a sample of updates.
 
     Args:
       rows_needed: packed rows of each sampled update.
       row_multiple: every bucket is a multiple of it.
+      max_buckets: how many distinct shapes may be compiled.
     Returns:
-      One to three row counts, ascending; the largest has a margin above the sample.
+      One to `max_buckets` row counts, ascending; the largest has a margin above the sample.
     """
     units = -(-np.asarray(rows_needed) // row_multiple)
     # Five standard deviations up, so that an update beyond every bucket is a rarity.
@@ -95,7 +97,7 @@ def choose_row_buckets(rows_needed: Sequence[int], row_multiple: int) -> tuple[i
         rows = np.asarray(buckets)[np.searchsorted(buckets, units)].sum()
         return float(rows) * (1 + _SAVING_PER_BUCKET * len(buckets))
 
-    choices = itertools.combinations_with_replacement(candidates, _MAX_ROW_BUCKETS - 1)
+    choices = itertools.combinations_with_replacement(candidates, max_buckets - 1)
     buckets = min((sorted({*choice, ceiling}) for choice in choices), key=cost)
     return tuple(unit * row_multiple for unit in buckets)
 

@@ -48,3 +48,9 @@ class Scores:
         plain = dataclasses.asdict(self)
         plain["intervals"] = {name: list(ends) for name, ends in self.intervals.items()}
         return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Scores:
+        """The scores that `to_json` gave."""
+        intervals = {name: (low, high) for name, (low, high) in plain["intervals"].items()}
+        return cls(**{**plain, "intervals": intervals})

@@ -134,7 +134,7 @@ def score_spans(
         paper_types: the classes of the authors' script; the first is what it puts in place of
             a missing prediction.
         primary: the metric the run reports by.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; 0 leaves the intervals out.
         confidence: coverage of the intervals.
         seed: of the bootstrap.
 
@@ -162,8 +162,16 @@ def score_spans(
         primary=primary,
         strict=strict,
         paper=paper,
-        intervals=bootstrap_intervals(
-            statistics_NC, summarise_spans, resamples=resamples, confidence=confidence, seed=seed
+        intervals=(
+            bootstrap_intervals(
+                statistics_NC,
+                summarise_spans,
+                resamples=resamples,
+                confidence=confidence,
+                seed=seed,
+            )
+            if resamples
+            else {}
         ),
         notes={
             "gold_entities": gold,

@@ -10,7 +10,8 @@ The tree is T5X's scanned one with the layer axis first:
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from dora_jax.model.layers import (
     RMSNorm,
     attention_bias,
 )
+from dora_jax.shapes import Seq2SeqBatch
 
 Params = Any  # a nested dict of arrays, as above
 
@@ -49,7 +51,6 @@ def _scanned(layer: type[nn.Module], config: T5Config, length: int, broadcast: i
         in_axes=(nn.broadcast,) * broadcast,
         length=length,
         metadata_params={nn.PARTITION_NAME: shapes.LAYERS},
-        length=length,
         unroll=min(config.scan_unroll, length),
     )(config, name="layers")
 
@@ -75,6 +76,8 @@ class Embedder(nn.Module):
 
 
 class Encoder(nn.Module):
+    """From embeddings [B, S, E] to states [B, S, E] after the final norm."""
+
     config: T5Config
 
     @nn.compact
@@ -93,6 +96,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """From embeddings [B, T, E] and the encoder's states to states [B, T, E]."""
+
     config: T5Config
 
     @nn.compact
@@ -110,7 +115,7 @@ class Decoder(nn.Module):
             positions_T, positions_T
         )
         causal_TT = jnp.tril(jnp.ones((length, length), bool))
-        visible = same_segment(segments_BT, segments_BT) & causal_TT
+        visible = same_segment(segments_BT, segments_BT) & causal_TT[None]
         cross = same_segment(segments_BT, encoder_segments_BS)
         drop = Dropout(config.dropout_rate)
         x_BTE, _ = _scanned(DecoderLayer, config, config.num_decoder_layers, 3)(
@@ -173,7 +178,7 @@ class T5(nn.Module):
             logits_BTV = self.logits_dense(states_BTE)
         return logits_BTV.astype(jnp.float32)
 
-    def __call__(self, batch: shapes.Seq2SeqBatch) -> jax.Array:
+    def __call__(self, batch: Seq2SeqBatch) -> jax.Array:
         """float32 logits [B, T, V] of a packed or plain batch."""
         encoded = self.encode(batch.encoder_tokens_BS, batch.encoder_segments_BS)
         states = self.decode(
@@ -183,3 +188,77 @@ class T5(nn.Module):
             batch.decoder_segments_BT,
         )
         return self.logits(states)
+
+
+def plain_batch(encoder_tokens_BS: shapes.Array, decoder_inputs_BT: shapes.Array) -> Seq2SeqBatch:
+    """A batch without packing: one example a row, the source padded with 0.
+
+    The decoder's rows carry no mask: their first id is 0 as well, and causality keeps
+    padding at the end from being seen. Targets and weights are 0.
+    """
+    encoder_tokens_BS = jnp.asarray(encoder_tokens_BS)
+    decoder_inputs_BT = jnp.asarray(decoder_inputs_BT)
+    return Seq2SeqBatch(
+        encoder_tokens_BS=encoder_tokens_BS,
+        encoder_segments_BS=(encoder_tokens_BS != shapes.PAD_ID).astype(jnp.int32),
+        encoder_positions_BS=_positions(encoder_tokens_BS),
+        decoder_inputs_BT=decoder_inputs_BT,
+        decoder_segments_BT=jnp.ones_like(decoder_inputs_BT),
+        decoder_positions_BT=_positions(decoder_inputs_BT),
+        targets_BT=jnp.zeros_like(decoder_inputs_BT),
+        weights_BT=jnp.zeros(decoder_inputs_BT.shape, jnp.float32),
+    )
+
+
+def _positions(tokens_BN: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(tokens_BN.shape[1], dtype=jnp.int32), tokens_BN.shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(
+    config: T5Config,
+    params: Params,
+    encoder_tokens_BS: shapes.Array,
+    decoder_inputs_BT: shapes.Array,
+) -> jax.Array:
+    """The logits of plain rows, without dropout.
+
+    Args:
+      params: the tree at the head of this module, float32.
+      encoder_tokens_BS: int32, padded with 0, which nothing attends to.
+      decoder_inputs_BT: int32, the targets shifted right behind a 0.
+
+    Returns:
+      float32 [B, T, V].
+    """
+    batch = plain_batch(encoder_tokens_BS, decoder_inputs_BT)
+    return cast(jax.Array, T5(config).apply({"params": params}, batch))
+
+
+def abstract_params(config: T5Config) -> Params:
+    """Shape, dtype and logical axes of every parameter (boxed); no memory is taken."""
+    token_11 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    batch = jax.eval_shape(plain_batch, token_11, token_11)
+    return jax.eval_shape(T5(config).init, jax.random.key(0), batch)["params"]
+
+
+def copying_start(params: Params, network: T5Config, key: jax.Array) -> Params:
+    """Changes random parameters so that training soon finds out how to copy.
+
+    To copy, attention must first single out a neighbour by its relative position, and the
+    output head must undo the embedding of every token. T5's initial values leave both to
+    training: position biases near 0, which Adam moves by a learning rate a step, and a head
+    that knows no token. Here the biases start wide (standard deviation 2) and the head as
+    the transposed embedding, at T5's own scale. On text of a few thousand sentences copying
+    then appears after hundreds of updates instead of thousands (docs/benchmarks.md).
+    """
+    embedding_VE = params["token_embedder"]["embedding"]
+    changed = dict(params)
+    if not network.logits_via_embedding:
+        head_EV = embedding_VE.T * network.emb_dim**-0.5
+        changed["logits_dense"] = {"kernel": head_EV}
+    for stack, stack_key in zip(("encoder", "decoder"), jax.random.split(key), strict=True):
+        bias_shape = params[stack]["relpos_bias"]["rel_embedding"].shape
+        biases = 2.0 * jax.random.normal(stack_key, bias_shape)
+        changed[stack] = {**params[stack], "relpos_bias": {"rel_embedding": biases}}
+    return changed

@@ -96,4 +96,5 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -54,9 +54,11 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(init, update)
 
 
-def _is_stacked(params: Any) -> Any:
+def _stacks(params: Any) -> Any:
+    """Each parameter's stack ("encoder" or "decoder"), or "single" where it is in none."""
+
     def label(path: tuple[jax.tree_util.DictKey, ...], _: Any) -> str:
-        return "stacked" if any(entry.key == STACKED for entry in path) else "single"
+        return path[0].key if any(entry.key == STACKED for entry in path) else "single"
 
     return jax.tree_util.tree_map_with_path(label, params)
 
@@ -71,8 +73,9 @@ def make_optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientT
     schedule = make_schedule(config, train_steps)
     if config.name == "adafactor":
         single = optax.adafactor(schedule, weight_decay_rate=config.weight_decay or None)
+        # A stack each: they may differ in their number of layers.
         optimizer = optax.multi_transform(
-            {"single": single, "stacked": per_layer(single)}, _is_stacked
+            {"single": single, "encoder": per_layer(single), "decoder": per_layer(single)}, _stacks
         )
     else:
         # Element by element, so stacking changes nothing.

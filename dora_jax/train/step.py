@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dora_jax.config import T5Config, TrainConfig
 from dora_jax.model.losses import batch_loss
+from dora_jax.model import t5
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
 from dora_jax.shapes import Seq2SeqBatch
@@ -89,7 +90,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss / weight, optax.global_norm(grads))
+        metrics = StepMetrics(loss / weight, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state, state.seed), metrics
 
     return train_step
@@ -122,13 +123,19 @@ def abstract_params(network: T5Config, mesh: Mesh) -> Params:
     )
 
 
-def init_params(network: T5Config, seed: int, mesh: Mesh) -> Params:
+def init_params(
+    network: T5Config, seed: int, mesh: Mesh, copying_start: bool = False
+) -> Params:
     """Random parameters, made straight in their shardings: never whole in one place."""
-    init = jax.jit(
-        lambda seed: nn.unbox(_boxed_params(network, seed)),
-        out_shardings=param_shardings(network, mesh),
-    )
-    return init(jnp.uint32(seed))
+
+    def make(seed: jax.Array) -> Params:
+        params = nn.unbox(_boxed_params(network, seed))
+        if copying_start:
+            key = jax.random.fold_in(jax.random.key(seed), 1)
+            params = t5.copying_start(params, network, key)
+        return params
+
+    return jax.jit(make, out_shardings=param_shardings(network, mesh))(jnp.uint32(seed))
 
 
 def state_shardings(

@@ -1,0 +1,372 @@
+"""T5 checkpoints of Hugging Face: read straight into their shardings, and written.
+
+transformers 5 ties the output head to the embedding whatever `tie_word_embeddings` says, and
+writes `true` for models whose head differs. So here the tensors decide: a head that is stored
+and differs from the embedding is a head. The flags say only whether the decoder's states are
+scaled by emb_dim^-0.5 before the head, as in v1.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+from sentencepiece import sentencepiece_model_pb2
+
+from dora_jax.checkpoints import hub, names
+from dora_jax.checkpoints.tensor_files import StoredTensor, read_json, stored_tensors
+from dora_jax.config import T5Config
+from dora_jax.data.vocab import Vocabulary
+from dora_jax.model.t5 import Params, abstract_params
+from dora_jax.parallel import partitioning
+from dora_jax.parallel.mesh import make_mesh
+from dora_jax.shapes import EOS_ID, PAD_ID
+
+# transformers' `feed_forward_proj`. Its "gelu" alone is the exact form, which T5 never had;
+# behind "gated-" it means the tanh form.
+_ACTIVATIONS = {
+    "relu": ("relu",),
+    "gelu_new": ("gelu",),
+    "silu": ("silu",),
+    "gated-relu": ("relu", "linear"),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+_FEED_FORWARD_PROJ = {activations: name for name, activations in _ACTIVATIONS.items()}
+_FREE = ("dropout_rate", "dtype", "remat_policy", "scan_unroll")  # no property of the weights
+_NORM_EPSILON = 1e-6  # RMSNorm's; a checkpoint trained with another is refused
+
+# Torch files name the embedding three times.
+_EMBEDDING_NAMES = (names.EMBEDDING, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Old checkpoints hold this table; T5 never reads it (`_keys_to_ignore_on_load_unexpected`).
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def load(
+    path: str | os.PathLike[str], mesh: Mesh | None = None, expected: T5Config | None = None
+) -> tuple[T5Config, Params]:
+    """Reads a T5, v1.1, Flan or mT5 checkpoint, tensor by tensor, into its shardings.
+
+    Beyond the parameters themselves, host memory holds a few copies of one stored tensor.
+
+    Args:
+      path: a folder with config.json and the weights, as safetensors or torch files; or what
+        `hub.resolve` takes, "hf:org/name" or "hf:FOLDER".
+      mesh: where the parameters go; default one device.
+      expected: the network it has to be (`check_network`), known before a weight is read.
+
+    Returns:
+      The network, float32 activations, and its parameters, float32.
+
+    Raises:
+      ValueError: files missing or damaged, or not the tensors of such a network.
+    """
+    name = os.fspath(path)
+    folder = hub.resolve(name) if name.startswith("hf:") else Path(name)
+    settings = read_json(folder / "config.json")
+    stored = _with_one_embedding(stored_tensors(folder))
+    head, head_scale = _output_head(settings, stored)
+    config = _to_config(settings, folder, tied=head is None)
+    if expected is not None:
+        check_network(name, config, expected)
+    if head is None:
+        stored.pop(names.HEAD, None)
+    else:
+        stored[names.HEAD] = head
+    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
+    boxed = abstract_params(config)
+    made_of = names.sources(nn.unbox(boxed))
+    names.check(
+        [source for sources in made_of.values() for source in sources],
+        {name: tensor.shape for name, tensor in stored.items()},
+        str(folder),
+    )
+
+    def fill(keys: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
+        path = ".".join(key.key for key in keys)
+        scale = head_scale if made_of[path][0].name == names.HEAD else 1.0
+        tensors = (
+            _as_parameter(stored[source.name], names.is_transposed(path), scale)
+            for source in made_of[path]
+        )
+        if made_of[path][0].layer is None:
+            return _put(next(tensors), sharding)
+        return _stack(tensors, leaf.shape, sharding)
+
+    shardings = partitioning.tree_shardings(boxed, mesh)
+    return config, jax.tree_util.tree_map_with_path(fill, nn.unbox(boxed), shardings)
+
+
+def check_network(where: str, found: T5Config, expected: T5Config) -> None:
+    """Refuses a checkpoint of another network than the run's.
+
+    Dropout, dtype and how the layers are compiled are the run's own business.
+
+    Raises:
+      ValueError: names every setting that differs, with both values.
+    """
+    ours, theirs = dataclasses.asdict(expected), dataclasses.asdict(found)
+    differences = [
+        f"{name}: expected {ours[name]}, found {theirs[name]}"
+        for name in ours
+        if name not in _FREE and ours[name] != theirs[name]
+    ]
+    if differences:
+        raise ValueError(
+            f"The checkpoint {where} is another network than this run's. "
+            f"{'; '.join(differences)}. Change the network's settings or the checkpoint."
+        )
+
+
+def _with_one_embedding(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Leaves only `shared.weight` of the embedding's names; different contents are refused."""
+    kept = {name: tensor for name, tensor in stored.items() if name != _UNUSED}
+    copies = {name: kept.pop(name) for name in _EMBEDDING_NAMES if name in kept}
+    if not copies:
+        return kept  # `names.check` says that the embedding is missing
+    (first, embedding), *others = copies.items()
+    for name, other in others:
+        if not _equal(embedding, other):
+            raise ValueError(
+                f"{name} differs from {first} in {other.file}; expected one embedding for "
+                "encoder and decoder. This is not a T5 checkpoint."
+            )
+    return {**kept, names.EMBEDDING: embedding}
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    return a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
+def _output_head(
+    settings: dict[str, Any], stored: Mapping[str, StoredTensor]
+) -> tuple[StoredTensor | None, float]:
+    """The head and what it is multiplied by; no head where the scaled embedding serves as one.
+
+    Our networks scale their states exactly when they are tied. The two other combinations
+    (transformers makes v1.1 networks that are tied and not scaled) become an untied head.
+    """
+    scaled = settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))
+    scaled = scaled is not False and settings.get("model_type") == "t5"  # mT5 never scales
+    embedding, head = stored.get(names.EMBEDDING), stored.get(names.HEAD)
+    if embedding is not None and (head is None or _equal(head, embedding)):
+        head = None if scaled else embedding
+    width = settings.get("d_model", 1)
+    return head, width**-0.5 if scaled and head is not None else 1.0
+
+
+def _to_config(settings: dict[str, Any], folder: Path, tied: bool) -> T5Config:
+    where = folder / "config.json"
+
+    def setting(name: str, *default: Any) -> Any:
+        if name not in settings and not default:
+            raise ValueError(f"{where} has no {name!r}, which a T5's must have.")
+        return settings.get(name, *default)
+
+    model_type = setting("model_type")
+    if model_type not in ("t5", "mt5"):
+        raise ValueError(f"{where}: model_type is {model_type!r}; expected 't5' or 'mt5'.")
+    activation = setting("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"{where}: feed_forward_proj is {activation!r}; expected one of "
+            f"{', '.join(_ACTIVATIONS)}."
+        )
+    if setting("layer_norm_epsilon", _NORM_EPSILON) != _NORM_EPSILON:
+        raise ValueError(
+            f"{where}: layer_norm_epsilon is {settings['layer_norm_epsilon']}; expected "
+            f"{_NORM_EPSILON}, as in every T5."
+        )
+    num_layers = setting("num_layers")
+    return T5Config(
+        vocab_size=setting("vocab_size"),
+        emb_dim=setting("d_model"),
+        num_heads=setting("num_heads"),
+        num_encoder_layers=num_layers,
+        num_decoder_layers=setting("num_decoder_layers", None) or num_layers,
+        head_dim=setting("d_kv"),
+        mlp_dim=setting("d_ff"),
+        mlp_activations=_ACTIVATIONS[activation],
+        dropout_rate=setting("dropout_rate", 0.1),
+        logits_via_embedding=tied,
+        relative_attention_num_buckets=setting("relative_attention_num_buckets", 32),
+        relative_attention_max_distance=setting("relative_attention_max_distance", 128),
+    )
+
+
+def _as_parameter(tensor: StoredTensor, transposed: bool, scale: float) -> np.ndarray:
+    array = tensor.read()
+    if scale != 1.0:
+        array *= np.float32(scale)
+    return array.T if transposed else array
+
+
+def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _stack(
+    layers: Iterable[np.ndarray], shape: tuple[int, ...], sharding: NamedSharding
+) -> jax.Array:
+    """Fills [L, ...] layer by layer on the devices; the host never holds the whole stack."""
+    of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    stacked = jnp.zeros(shape, jnp.float32, device=sharding)
+    for i, layer in enumerate(layers):
+        stacked = _set_layer(stacked, _put(layer, of_layer), i)
+        # Dispatch runs ahead of the devices: without waiting, all layers would be in memory.
+        stacked.block_until_ready()
+    return stacked
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(stacked: jax.Array, layer: jax.Array, i: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, i, 0)
+
+
+def save(
+    path: str | os.PathLike[str],
+    config: T5Config,
+    params: Params,
+    tokenizer_file: str | os.PathLike[str],
+    *,
+    extra_ids: int = 100,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a folder that `transformers` loads as a T5ForConditionalGeneration.
+
+    The folder appears whole or not at all. One that holds a checkpoint already is replaced.
+
+    Args:
+      path: the folder.
+      params: float32; one process must be able to read all of them.
+      tokenizer_file: the SentencePiece model; it becomes spiece.model.
+      extra_ids: how many sentinels follow its pieces.
+      max_shard_bytes: larger networks are written in several files with an index.
+
+    Raises:
+      ValueError: the vocabulary does not fit the network, transformers has no such vocabulary
+        or network, or something other than a checkpoint is at `path`.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} exists and holds no checkpoint; name another folder, or remove it first."
+        )
+    Vocabulary.load(tokenizer_file, extra_ids).check_size(config.vocab_size)
+    _check_tokenizer(Path(tokenizer_file))
+    settings = _to_settings(config)
+    aside, replaced = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.old")
+    for leftover in (aside, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _write_weights(aside, params, max_shard_bytes)
+    shutil.copyfile(tokenizer_file, aside / "spiece.model")
+    _write_json(aside / "config.json", settings)
+    special_ids = {
+        "decoder_start_token_id": PAD_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": PAD_ID,
+    }
+    _write_json(aside / "generation_config.json", special_ids)
+    _write_json(
+        aside / "tokenizer_config.json",
+        {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids},
+    )
+    if path.exists():
+        os.replace(path, replaced)
+    os.replace(aside, path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_tokenizer(file: Path) -> None:
+    # protobuf makes its classes at import, where type checkers do not see them.
+    proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+    spec = proto.FromString(file.read_bytes()).trainer_spec
+    if spec.model_type != spec.UNIGRAM or spec.byte_fallback:
+        # transformers' T5Tokenizer loads them without a word and gives other ids.
+        raise ValueError(
+            f"{file} is a byte-pair model or falls back to bytes, which transformers' T5Tokenizer "
+            "cannot do; expected a unigram model such as T5's spiece.model."
+        )
+
+
+def _to_settings(config: T5Config) -> dict[str, Any]:
+    if config.mlp_activations not in _FEED_FORWARD_PROJ:
+        raise ValueError(
+            f"transformers has no T5 with mlp_activations = {config.mlp_activations}; expected "
+            f"one of {', '.join(map(str, _FEED_FORWARD_PROJ))}."
+        )
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+        "dropout_rate": config.dropout_rate,
+        "layer_norm_epsilon": _NORM_EPSILON,
+        "feed_forward_proj": _FEED_FORWARD_PROJ[config.mlp_activations],
+        # False makes transformers 4 keep the head apart and 5 leave the states unscaled.
+        "tie_word_embeddings": config.logits_via_embedding,
+        "decoder_start_token_id": PAD_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": PAD_ID,
+        "dtype": "float32",
+    }
+
+
+def _write_weights(folder: Path, params: Params, max_shard_bytes: int) -> None:
+    leaves = {
+        ".".join(key.key for key in keys): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    shards: list[list[tuple[str, names.Source]]] = [[]]
+    room = max_shard_bytes
+    for path, sources in names.sources(params).items():
+        for source in sources:
+            num_bytes = 4 * int(np.prod(source.shape))
+            if num_bytes > room and shards[-1]:
+                shards.append([])
+                room = max_shard_bytes
+            shards[-1].append((path, source))
+            room -= num_bytes
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        file = file if len(shards) > 1 else "model.safetensors"
+        tensors = {source.name: _as_stored(leaves[path], path, source) for path, source in shard}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
+    if len(shards) > 1:
+        total = sum(4 * leaf.size for leaf in leaves.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _as_stored(leaf: Any, path: str, source: names.Source) -> np.ndarray:
+    layer = leaf if source.layer is None else leaf[source.layer]
+    array = np.asarray(layer, np.float32)
+    # safetensors writes an array's memory as it lies there, so that must be in row order.
+    return np.ascontiguousarray(array.T if names.is_transposed(path) else array)
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Checkpoints of running training, and final parameters: Orbax, asynchronous and sharded.
+
+A checkpoint counts once Orbax has renamed it to its final name; one cut off by a crash is
+never found again. Only this module knows Orbax.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+# Orbax tells every step of every save at INFO and its own thread tuning as warnings.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The numbered checkpoints of one training phase: a state and a small JSON record each."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Opens (and makes) the directory; the last `keep` checkpoints stay in it."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, create=True
+        )
+        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Starts saving; returns once the state is copied and training may go on.
+
+        A step that is saved already stays as it is: a resumed run reaches the same state.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+        )
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state of a step, straight into the shardings of `abstract_state`.
+
+        Args:
+          step: one that `latest_step` returned.
+          abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          ValueError: the checkpoint does not fit `abstract_state` or cannot be read.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"The checkpoint {self._manager.directory / str(step)} cannot be restored: "
+                f"{error}. Remove that folder to go on from the one before."
+            ) from error
+        return restored["state"], restored["record"]
+
+    def wait(self) -> None:
+        """Returns when everything started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def restore_best(directory: Path, step: int, abstract_params: Any) -> Any:
+    """The parameters a finished phase chose, straight into their shardings.
+
+    Args:
+      directory: `best/` of the phase.
+      step: the chosen update, as the phase's manifest tells.
+      abstract_params: a tree of `jax.ShapeDtypeStruct` with shardings.
+
+    Raises:
+      ValueError: there are none, or they are of another network.
+    """
+    if not (Path(directory) / str(step)).is_dir():
+        raise ValueError(
+            f"No parameters at {directory}/{step}; expected the folder that a finished training "
+            "phase leaves. Remove the phase's folder to train it anew."
+        )
+    checkpoints = Checkpoints(directory, keep=1)
+    try:
+        return checkpoints.restore(step, abstract_params)[0]
+    finally:
+        checkpoints.close()
+
+
+def abstract(state: Any) -> Any:
+    """Shapes, dtypes and shardings of a state, to restore another one like it."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )

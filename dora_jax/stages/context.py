@@ -1,0 +1,164 @@
+"""What every stage of a run shares: its directory, data, devices, meter and ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from dora_jax.config import CostConfig, DataConfig, RunConfig, fingerprint, to_dict
+from dora_jax.cost import ledger as ledgers
+from dora_jax.cost.ledger import Ledger, RunFacts
+from dora_jax.cost.meter import LAUNCH, Meter
+from dora_jax.cost.prices import Price, PriceBook, user_price
+from dora_jax.data.token_store import TokenStore
+from dora_jax.metrics.scores import Scores
+from dora_jax.parallel.mesh import make_mesh
+from dora_jax.stages import manifest
+from dora_jax.stopping import Interrupted, StopRequest
+
+__all__ = ["Interrupted", "Report", "RunContext", "StopRequest", "Task"]
+
+Report = Callable[[str], None]
+
+
+class Task(Protocol):
+    """What a run needs to know of a task; `dora_jax.tasks.task.TaskSpec` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def score(self) -> Callable[..., Scores]: ...
+
+
+Prepare = Callable[[DataConfig, Path, Report], TokenStore]
+
+
+@dataclasses.dataclass
+class RunContext:
+    """An open run directory. Use as a context manager: leaving it bills what is unbilled."""
+
+    config: RunConfig
+    task: Task
+    directory: Path
+    mesh: Mesh
+    meter: Meter
+    ledger: Ledger
+    facts: RunFacts
+    stop: StopRequest
+    report: Report
+    prepare: Prepare
+    _lock: IO[str]
+
+    @classmethod
+    def open(
+        cls,
+        config: RunConfig,
+        task: Task,
+        *,
+        prepare: Prepare,
+        report: Report,
+        stop: StopRequest,
+    ) -> RunContext:
+        """Opens (and makes) the run directory, and starts the meter.
+
+        Raises:
+          ValueError: the directory holds a run of other settings, cannot be written, or is in
+            use by another process.
+        """
+        directory = Path(config.model_dir)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = open(directory / ".lock", "w")
+        except OSError as error:
+            raise ValueError(
+                f"The run directory {directory} cannot be written: {error}. Choose another "
+                "MODEL_DIR."
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"Another process works in {directory}. Wait for it, or choose another MODEL_DIR."
+            ) from error
+        _refuse_another_run(directory, config)
+        ledger = Ledger(directory / "ledger.jsonl")
+        meter = Meter(directory / "meter.json", is_billed=ledger.has)
+        devices = jax.devices()
+        meter.hold(devices[0].device_kind, len(devices), _device_price(config, devices[0]))
+        not_counted = ledgers.NOT_COUNTED if config.cost.uncounted_hours < 0 else ()
+        facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
+        mesh = make_mesh(devices=devices)
+        return cls(
+            config, task, directory, mesh, meter, ledger, facts, stop, report, prepare, lock
+        )
+
+    def __enter__(self) -> RunContext:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.bill(LAUNCH, ledgers.SHARED)
+        finally:
+            self.meter.close()
+            self._lock.close()
+
+    @contextlib.contextmanager
+    def stage(self, name: str, strategy: str) -> Iterator[Path]:
+        """The time inside is the stage's; on leaving it finished, its ledger row is written.
+
+        A stage that is interrupted stays unbilled in the meter, and is billed as one when it
+        ends.
+        """
+        self.stop.check()
+        with self.meter.stage(name):
+            yield self.directory / name
+        self.bill(name, strategy)
+
+    def bill(self, stage: str, strategy: str) -> None:
+        ledgers.bill_stage(self.meter, self.ledger, stage, strategy, self.facts)
+
+    def buy_labels(self, count: int) -> None:
+        """Enters the human labels of this run into the ledger, once."""
+        row = ledgers.labels_row(self.facts, self.task.name, count, self.label_price())
+        if not self.ledger.has(row.row_id):
+            self.ledger.append(row)
+
+    def label_price(self) -> Price:
+        price_usd = self.config.cost.price_usd_per_label
+        if price_usd >= 0:
+            return user_price(price_usd, unit="label")
+        return PriceBook.load().label_price(self.task.name)
+
+    def spent_usd(self) -> float:
+        """Dollars of the run so far, this very second included."""
+        return self.meter.spent_usd(self.ledger.totals().dollars)
+
+    def seed(self, purpose: str) -> int:
+        """A seed of its own for each use of randomness in the run, from the run's seed."""
+        return int(fingerprint([self.config.seed, purpose])[:8], 16)
+
+
+def _device_price(config: RunConfig, device: jax.Device) -> Price:
+    price_usd = config.cost.price_usd_per_device_hour
+    if price_usd >= 0:
+        return user_price(price_usd)
+    return PriceBook.load().device_price(device.device_kind)
+
+
+def _refuse_another_run(directory: Path, config: RunConfig) -> None:
+    """Compares with the configuration the directory was made with; prices may change."""
+    comparable = dataclasses.replace(config, cost=CostConfig(), model_dir="")
+    wanted = to_dict(comparable)
+    path = directory / "config.json"
+    if path.exists():
+        manifest.refuse_difference(directory, manifest.read_json(path), wanted)
+    else:
+        manifest.write_json(path, wanted)

@@ -1,0 +1,83 @@
+"""evaluate: decode the test split with a finished model, keep the predictions, score them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from dora_jax.cost import flops
+from dora_jax.data.token_store import TokenStore
+from dora_jax.metrics.scores import Scores
+from dora_jax.predict import decode
+from dora_jax.stages import manifest
+from dora_jax.stages.context import RunContext
+from dora_jax.stages.train import Model
+
+
+def evaluate(
+    context: RunContext, store: TokenStore, model: Model, name: str, strategy: str
+) -> Scores:
+    """Scores a model on the test split: `predictions.jsonl` and `scores.json` in its folder."""
+    config = context.config
+    with context.stage(f"evaluate-{name}", strategy) as directory:
+        settings = {
+            "evaluate": config.evaluate,
+            "model": model.fingerprint,
+            "data": store.fingerprint,
+        }
+        outputs = manifest.begin(directory, settings)
+        if outputs is None:
+            predictions = _predict(context, store, model, name)
+            sources, targets = store.sources("test"), store.targets("test")
+            write_predictions(directory / "predictions.jsonl", sources, targets, predictions)
+            with context.meter.phase("evaluate"):
+                scores = context.task.score(
+                    targets,
+                    predictions,
+                    sources,
+                    resamples=config.evaluate.bootstrap_resamples,
+                    confidence=config.evaluate.confidence,
+                    seed=config.seed,
+                )
+            manifest.write_json(directory / "scores.json", scores.to_json())
+            outputs = manifest.finish(directory, {"scores": scores.to_json()})
+    return Scores.from_json(outputs["scores"])
+
+
+def _predict(context: RunContext, store: TokenStore, model: Model, name: str) -> list[str]:
+    data, examples = context.config.data, store.examples("test")
+    params = model.params(context)
+    with context.meter.phase("evaluate"):
+        outputs = decode(
+            model.network,
+            params,
+            examples,
+            batch_size=context.config.evaluate.batch_size,
+            source_length=data.source_length,
+            target_length=data.target_length,
+            mesh=context.mesh,
+            after_batch=context.stop.check,
+            name=f"evaluate {name}",
+        )
+    counts = flops.TokenCounts.from_lengths(
+        [len(examples.source(i)) for i in range(len(examples))], [len(row) for row in outputs]
+    )
+    context.meter.count(
+        examples=len(outputs),
+        tokens=counts.encoder_tokens + counts.decoder_tokens,
+        flops=flops.decoding_flops(model.network, counts),
+    )
+    return [store.vocabulary.decode(tokens.tolist()) for tokens in outputs]
+
+
+def write_predictions(
+    path: Path, sources: list[str], targets: list[str], predictions: list[str]
+) -> None:
+    """JSON lines with `source`, `target`, `prediction`, aside and renamed."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        for source, target, prediction in zip(sources, targets, predictions, strict=True):
+            row = {"source": source, "target": target, "prediction": prediction}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,101 @@
+"""label: one pass of the teacher over the unlabelled text, into the soft-label store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dora_jax.cost import flops
+from dora_jax.data.soft_labels import SoftLabelHeader, SoftLabelReader, SoftLabelWriter, SoftRow
+from dora_jax.data.token_store import TokenStore
+from dora_jax.model.t5 import Params
+from dora_jax.predict import label as label_examples
+from dora_jax.shapes import Examples
+from dora_jax.stages import manifest
+from dora_jax.stages.context import RunContext
+from dora_jax.stages.train import Model
+
+STAGE = "label"
+
+
+def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
+    """Labels every unlabelled text that has no label yet. Returns the store's folder.
+
+    A crash loses the shard in flight and nothing else; a damaged shard is made again.
+
+    Raises:
+      ValueError: there is no unlabelled text, or the teacher's logits are not finite.
+    """
+    config, data = context.config.label, context.config.data
+    examples = store.examples("unlabeled")
+    if len(examples) == 0:
+        raise ValueError(
+            "There is no unlabelled text to distil on. Lower NUM_LABELS, so that the sources of "
+            "the other rows become unlabelled text, or bring more text."
+        )
+    header = SoftLabelHeader(
+        teacher_fingerprint=teacher.fingerprint,
+        data_fingerprint=store.fingerprint,
+        vocabulary_fingerprint=store.vocabulary.fingerprint,
+        vocabulary_size=teacher.network.vocab_size,
+        top_k=min(config.top_k, teacher.network.vocab_size),
+        temperatures=config.temperatures,
+        decoding=f"greedy, at most {data.target_length} tokens",
+    )
+    with context.stage(STAGE, "distill") as directory:
+        outputs = manifest.begin(directory, {"header": header, "examples": len(examples)})
+        labels = directory / "soft_labels"
+        if outputs is not None:
+            return labels
+        writer = SoftLabelWriter(labels, header, len(examples), config.shard_examples)
+        pending = writer.pending()
+        if pending:
+            params = teacher.params(context)
+            done = len(examples) - sum(len(shard) for shard in pending.values())
+            with tqdm(
+                total=len(examples), initial=done, desc=STAGE, unit="text", disable=None
+            ) as bar:
+                for shard, indices in pending.items():
+                    rows = _label_shard(context, params, teacher, examples, indices, bar)
+                    writer.write_shard(shard, rows)
+        writer.finish()
+        manifest.finish(directory, {"tokens": SoftLabelReader.open(labels, {}).num_tokens})
+    return labels
+
+
+def _label_shard(
+    context: RunContext,
+    params: Params,
+    teacher: Model,
+    examples: Examples,
+    indices: range,
+    bar: tqdm,
+) -> list[SoftRow]:
+    def after_batch(count: int) -> None:
+        bar.set_postfix_str(f"${context.spent_usd():.4f}", refresh=False)
+        bar.update(count)
+        context.stop.check()
+
+    data = context.config.data
+    with context.meter.phase("label"):
+        rows = label_examples(
+            teacher.network,
+            params,
+            examples,
+            indices,
+            context.config.label,
+            source_length=data.source_length,
+            target_length=data.target_length,
+            mesh=context.mesh,
+            after_batch=after_batch,
+        )
+    source_lengths = [len(examples.source(i)) for i in indices]
+    target_lengths = [len(row.tokens_T) for row in rows]
+    counts = flops.TokenCounts.from_lengths(source_lengths, target_lengths)
+    context.meter.count(
+        examples=len(rows),
+        tokens=counts.encoder_tokens + counts.decoder_tokens,
+        flops=flops.decoding_flops(teacher.network, counts),
+    )
+    return rows

@@ -1,0 +1,264 @@
+"""The one training loop: pretraining, teaching, annotating and distilling all run it.
+
+Metrics are fetched one step late, so that the device never waits for the host. Whatever the
+loop must remember beside the state (the best value so far) is saved with the state, so that
+a resumed run ends where an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dora_jax.checkpoints import native
+from dora_jax.config import T5Config, TrainConfig
+from dora_jax.cost import flops
+from dora_jax.cost.meter import Meter
+from dora_jax.data.loader import PackedBatch, PackedLoader
+from dora_jax.model.t5 import Params
+from dora_jax.parallel import partitioning
+from dora_jax.shapes import Seq2SeqBatch
+from dora_jax.stopping import Interrupted, StopRequest
+from dora_jax.train.metrics_log import MetricsLog
+from dora_jax.train.step import StepMetrics, TrainState, init_state, make_loss_fn, make_train_step
+
+# Returns metrics of the parameters on validation data; larger `value` is better.
+Validate = Callable[[Params], Mapping[str, float]]
+VALUE = "value"
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop knows besides the state; saved with every checkpoint."""
+
+    best_value: float = -math.inf
+    best_step: int = 0
+    evals_since_best: int = 0
+
+    def note(self, value: float, step: int) -> bool:
+        """Takes one evaluation in. Returns whether it is the best so far."""
+        is_best = value > self.best_value
+        if is_best:
+            self.best_value, self.best_step, self.evals_since_best = value, step, 0
+        else:
+            self.evals_since_best += 1
+        return is_best
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What one training phase works with."""
+
+    name: str
+    directory: Path
+    network: T5Config
+    config: TrainConfig
+    loader: PackedLoader
+    mesh: Mesh
+    seed: int
+    meter: Meter
+    stop: StopRequest
+    spent_usd: Callable[[], float]
+    temperature_index: int = 0
+    validate: Validate | None = None
+
+    def run(self, initial_params: Callable[[], Params]) -> Progress:
+        """Trains to the last step, from the latest checkpoint or from `initial_params()`.
+
+        The best parameters on validation (the last ones without it) stand in `best/` at the
+        end.
+
+        Raises:
+          Interrupted: a stop was asked for; the state is saved.
+          ValueError: the loss is not a number.
+        """
+        return _Run(self, initial_params).to_the_end()
+
+
+class _Run:
+    """One process's part of a training phase."""
+
+    def __init__(self, training: Training, initial_params: Callable[[], Params]) -> None:
+        self.t = training
+        config = training.config
+        self.checkpoints = native.Checkpoints(
+            training.directory / "checkpoints", config.keep_checkpoints
+        )
+        self.best = native.Checkpoints(training.directory / "best", keep=1)
+        self.progress = Progress()
+        self.state, optimizer, self.shardings = init_state(
+            training.network, config, initial_params(), training.seed, training.mesh
+        )
+        latest = self.checkpoints.latest_step()
+        if latest is not None:
+            with training.meter.phase("checkpoint"):
+                target = native.abstract(_placed(self.state, self.shardings))
+                self.state, record = self.checkpoints.restore(latest, target)
+                self.progress = Progress(**record)
+        self.start = latest or 0
+        self.log = MetricsLog(training.directory, self.start)
+        loss_fn = make_loss_fn(training.network, config, training.temperature_index)
+        self.step_fn = make_train_step(loss_fn, optimizer, config.microbatches)
+        self.batch_sharding = partitioning.batch_sharding(training.mesh)
+        self.compiled: dict[Any, Callable[..., tuple[TrainState, StepMetrics]]] = {}
+        self.window = _Window()
+
+    def to_the_end(self) -> Progress:
+        t, config = self.t, self.t.config
+        bar = tqdm(
+            total=config.train_steps,
+            initial=self.start,
+            desc=t.name,
+            unit="update",
+            disable=None,
+            dynamic_ncols=True,
+        )
+        batches = t.loader.iterate(self.start, config.train_steps)
+        try:
+            for step in range(self.start + 1, config.train_steps + 1):
+                if self._early_stopped():
+                    break
+                self._update(step, batches)
+                last = step == config.train_steps
+                if last or step % config.log_every_steps == 0:
+                    self._report(bar)
+                bar.update()
+                if last or (config.eval_every_steps and step % config.eval_every_steps == 0):
+                    self._validate(step)
+                if last or step % config.checkpoint_every_steps == 0 or t.stop.reason:
+                    self._save(step)
+                if t.stop.reason and not last:
+                    raise Interrupted(f"{t.stop.reason}, after update {step} of {t.name}")
+            return self.progress
+        finally:
+            batches.close()
+            bar.close()
+            self.log.close()
+            with t.meter.phase("checkpoint"):
+                self.checkpoints.close()
+                self.best.close()
+
+    def _early_stopped(self) -> bool:
+        patience = self.t.config.early_stop_evals
+        return bool(patience) and self.progress.evals_since_best >= patience
+
+    def _update(self, step: int, batches: Iterator[PackedBatch]) -> None:
+        began = time.monotonic()
+        with self.t.meter.phase("input wait"):
+            packed = next(batches)
+        batch = jax.device_put(packed.batch, self.batch_sharding)
+        shape = batch.encoder_tokens_BS.shape
+        if shape not in self.compiled:
+            with self.t.meter.phase("compile"):
+                self.compiled[shape] = self._compile(batch)
+            began = time.monotonic()
+        with self.t.meter.phase("step"):
+            self.state, metrics = self.compiled[shape](self.state, batch)
+            self.window.add(step, metrics.loss, packed.tokens, time.monotonic() - began)
+        self.t.meter.count(
+            examples=packed.examples,
+            tokens=packed.tokens,
+            padding_tokens=packed.padding_tokens,
+            flops=_flops(self.t.network, packed.batch),
+        )
+
+    def _compile(self, batch: Seq2SeqBatch) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        self.state = _placed(self.state, self.shardings)
+        jitted = jax.jit(
+            self.step_fn,
+            in_shardings=(self.shardings, jax.tree.map(lambda x: x.sharding, batch)),
+            out_shardings=(self.shardings, partitioning.replicated(self.t.mesh)),
+            donate_argnums=0,
+        )
+        return jitted.lower(self.state, batch).compile()
+
+    def _report(self, bar: tqdm) -> None:
+        values = self.window.take()
+        if values is None:
+            return
+        step = self.window.last_step
+        if not math.isfinite(values["loss"]):
+            raise ValueError(
+                f"The loss of {self.t.name} is {values['loss']} at update {step}. Lower the "
+                "learning rate, raise the warm-up, or set a gradient_clip_norm; the last "
+                "checkpoint before it is kept."
+            )
+        values["dollars"] = self.t.spent_usd()
+        self.log.write(step, values)
+        bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tok/s, "
+            f"${values['dollars']:.4f}",
+            refresh=False,
+        )
+
+    def _validate(self, step: int) -> None:
+        t = self.t
+        if t.validate is None:
+            value = float(step)  # without validation the last parameters are the best
+        else:
+            with t.meter.phase("evaluate"):
+                values = t.validate(self.state.params)
+            value = values[VALUE]
+            named = {f"validation/{name}": number for name, number in values.items()}
+            self.log.write(step, named | {"dollars": t.spent_usd()})
+        if self.progress.note(value, step):
+            with t.meter.phase("checkpoint"):
+                self.best.save(step, self.state.params, {VALUE: value})
+
+    def _save(self, step: int) -> None:
+        with self.t.meter.phase("checkpoint"):
+            # The best parameters first: a checkpoint that names them must find them.
+            self.best.wait()
+            self.checkpoints.save(step, self.state, dataclasses.asdict(self.progress))
+            if self.t.stop.reason:
+                self.checkpoints.wait()
+
+
+@dataclasses.dataclass
+class _Window:
+    """The updates since the last log row; only those that have surely finished are fetched."""
+
+    losses: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    last_step: int = 0  # of the row taken last
+
+    def add(self, step: int, loss: jax.Array, tokens: int, dispatch_seconds: float) -> None:
+        began = time.monotonic()
+        if self.losses:
+            # Waits for the update before this one: one stays in flight, not a queue of them.
+            self.losses[-1][1].block_until_ready()
+        self.losses.append((step, loss))
+        self.tokens += tokens
+        self.seconds += dispatch_seconds + time.monotonic() - began
+
+    def take(self) -> dict[str, float] | None:
+        """Means over the finished updates, which leave the window; None where there is none."""
+        finished, self.losses = self.losses[:-1], self.losses[-1:]
+        if not finished:
+            return None
+        values = {
+            "loss": sum(float(loss) for _, loss in finished) / len(finished),
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+        }
+        self.last_step, self.tokens, self.seconds = finished[-1][0], 0, 0.0
+        return values
+
+
+def _placed(state: TrainState, shardings: TrainState) -> TrainState:
+    return jax.device_put(state, shardings)
+
+
+def _flops(network: T5Config, batch: Seq2SeqBatch) -> float:
+    tokens = flops.TokenCounts.from_segments(
+        batch.encoder_segments_BS, batch.decoder_segments_BT
+    )
+    return flops.training_flops(network, tokens)

@@ -1,0 +1,69 @@
+"""Metrics of a training phase: `metrics.jsonl` and TensorBoard events, without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class MetricsLog:
+    """Appends rows {"step": …, name: value, …} and mirrors them as TensorBoard scalars."""
+
+    def __init__(self, directory: Path, resume_step: int) -> None:
+        """Opens the log to go on after `resume_step`; rows beyond it are dropped.
+
+        Those rows belong to updates that a crash undid and that will be done again.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / "metrics.jsonl"
+        self._drop_rows_after(resume_step)
+        self._rows: IO[str] = open(self._path, "a", encoding="utf-8")
+        events = directory / "tensorboard"
+        events.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{os.getpid()}"
+        self._events: IO[bytes] = open(events / name, "ab")
+        self._event_writer = RecordWriter(self._events)
+        self._write_event(file_version="brain.Event:2")
+        # Tells TensorBoard to forget what an undone part of the run has written.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write_event(step=resume_step + 1, session_log=start)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        self._rows.flush()
+        scalars = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._write_event(step=step, summary=summary_pb2.Summary(value=scalars))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._rows.close()
+        self._events.close()
+
+    def _write_event(self, **fields: object) -> None:
+        event = event_pb2.Event(wall_time=time.time(), **fields)
+        self._event_writer.write(event.SerializeToString())
+
+    def _drop_rows_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a run that was killed
+                continue
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        aside = self._path.with_suffix(".tmp")
+        aside.write_text("".join(kept), encoding="utf-8")
+        os.replace(aside, self._path)

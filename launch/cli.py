@@ -1,0 +1,46 @@
+"""The console script `dora-jax VERB`: the same programs as `python launch/VERB.py`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Verb = module of this package with `main(argv) -> exit status`, and what it does.
+VERBS = {
+    "run": "carry out a gin file: prepare, teach, label, distill, evaluate, with a receipt",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+      argv: the verb and its arguments; None takes the command line's.
+
+    Returns:
+      the exit status: the verb's own, 0 after `--help`, 2 where no such verb is.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in VERBS:
+        verb = importlib.import_module(f"dora_jax.launch.{arguments[0]}")
+        return verb.main(arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    print(_error(arguments), file=sys.stderr)
+    return 2
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<8}{meaning}" for verb, meaning in VERBS.items())
+    return f"usage: dora-jax VERB ...\n\n{verbs}\n\n`dora-jax VERB --help` explains a verb."
+
+
+def _error(arguments: Sequence[str]) -> str:
+    if not arguments:
+        return f"error: name a verb.\n\n{_usage()}"
+    close = difflib.get_close_matches(arguments[0], VERBS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"error: there is no verb {arguments[0]!r}.{hint}\n\n{_usage()}"

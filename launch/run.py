@@ -1,0 +1,216 @@
+"""Carries out the run that a gin file describes, and prints what it came to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # Python puts launch/ first, where names like `data` shadow modules
+    _OWN_FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+try:
+    import dora_jax.launch  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit(
+        f"error: dora_jax is not installed in {sys.executable}. In the repository, `make run` "
+        "installs it into .venv and starts the main example; `pip install -e .` installs it here."
+    )
+
+from dora_jax.launch import gin_config, scale
+from dora_jax.launch.command_line import (
+    command,
+    default_compilation_cache,
+    exit_status,
+    gin_help,
+    parse,
+    set_up_jax,
+)
+from dora_jax.launch.gin_config import Override
+from dora_jax.launch.run_files import SCALES, run_files
+from dora_jax.launch.scale import Choice
+
+if TYPE_CHECKING:  # the engine takes seconds to import; bad settings are told before
+    from dora_jax.config import DataConfig, RunConfig
+    from dora_jax.data.token_store import TokenStore
+    from dora_jax.stopping import StopRequest
+    from dora_jax.tasks.task import TaskSpec
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
+DESCRIPTION = """\
+Carries out the run that a gin file describes: fine-tunes a teacher, lets it label the
+unlabelled text, distills a student; fine-tunes a student on the labels alone; meters all of
+it; prints quality and dollars. The same command again goes on where it stopped.
+
+  python launch/run.py --gin_file=gin/wlp_distill.gin
+  python launch/run.py --gin_file=gin/wlp_distill.gin --gin.SEED=1 --gin.MODEL_DIR="'runs/one'"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, 2 after an error, 75 if interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_status(lambda: _run(given), debug="--debug" in given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python launch/run.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gin_file", metavar="FILE", help=f"{', '.join(run_files())}, or your own")
+    parser.add_argument(
+        "--scale",
+        default="auto",
+        choices=("auto", *SCALES),
+        help="auto (the default) takes the paper's where the accelerators can hold it",
+    )
+    parser.add_argument(
+        "--compilation_cache",
+        metavar="DIR",
+        default=str(default_compilation_cache()),
+        help="where compiled programs are kept; empty for nowhere (default: %(default)s)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--help", action="store_true", help="show this and every gin name")
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    flags, overrides = parse(parser, arguments)
+    if flags.help:
+        print(f"{parser.format_help()}\n{gin_help()}")
+        return 0
+    if flags.gin_file is None:
+        raise ValueError(f"Which run? Add --gin_file=FILE: {', '.join(run_files())}, or your own.")
+    as_script = sys.argv[0].endswith("run.py")
+    program = ["python", sys.argv[0]] if as_script else ["dora-jax", "run"]
+    choice = _choose_scale(flags, overrides, program, arguments)
+    resolved = gin_config.build(flags.gin_file, choice.scale, overrides)
+    print(f"scale {choice.scale}: {choice.reason}", flush=True)
+    _require_data(resolved.config)
+    set_up_jax(flags.compilation_cache)
+    text = f"# Scale {choice.scale}: {choice.reason}\n{resolved.text}"
+    return _carry_out(resolved.config, text, command(program, arguments))
+
+
+def _choose_scale(
+    flags: argparse.Namespace,
+    overrides: list[Override],
+    program: list[str],
+    arguments: list[str],
+) -> Choice:
+    """The scale the run file sets, or was asked for, or the machine can hold."""
+    fixed = gin_config.own_scale(flags.gin_file)
+    if fixed and flags.scale in ("auto", fixed):
+        return Choice(fixed, "set by the run file.")
+    if flags.scale == "rehearsal":
+        return Choice("rehearsal", "asked for with --scale=rehearsal.")
+    paper = gin_config.build(flags.gin_file, "paper", overrides, check_use=False).config
+    set_up_jax(flags.compilation_cache)
+    same = command(program, [a for a in arguments if not a.startswith("--scale")])
+    return scale.choose(flags.scale, scale.largest_stage(paper), scale.attached_machine(), same)
+
+
+def _require_data(config: RunConfig) -> None:
+    if config.scale == "paper" and not config.data.data_dir and not config.data.token_store:
+        raise ValueError(
+            "Paper scale needs the task's real data: set the environment variable "
+            f"{gin_config.DATA_DIR_VARIABLE} to the folder of the authors' files (a clone of "
+            "github.com/jm-kang/Distill-or-Annotate), or TOKEN_STORE to a prepared store. "
+            "--scale=rehearsal runs on the bundled sample."
+        )
+
+
+def _carry_out(config: RunConfig, text: str, same_command: str) -> int:
+    """Opens the run directory, runs the strategies, prints what they came to."""
+    from dora_jax import strategies
+    from dora_jax.launch.results import print_results
+    from dora_jax.stages.context import Interrupted, RunContext, StopRequest
+    from dora_jax.tasks.task import get_task
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    task = get_task(config.data.task)
+    stop = StopRequest()
+    try:
+        with _stopped_by_signals(stop):
+            context = RunContext.open(
+                config, task, prepare=_preparing(task), report=report, stop=stop
+            )
+            with context:
+                _write_once(context.directory / "config.gin", text)
+                results = strategies.run(context)
+    except Interrupted as interruption:
+        report(f"Stopped by {interruption}; what was done is saved. To go on:\n  {same_command}")
+        return EXIT_INTERRUPTED
+    print_results(results, config, context.ledger.rows(), context.directory)
+    return 0
+
+
+def _preparing(
+    task: TaskSpec,
+) -> Callable[[DataConfig, Path, Callable[[str], None]], TokenStore]:
+    """What makes the task's token store: the one step of a run that needs TensorFlow."""
+
+    def prepare(data: DataConfig, directory: Path, report: Callable[[str], None]) -> TokenStore:
+        from dora_jax.checkpoints import hub
+
+        if data.vocabulary.startswith("hf:"):
+            file = hub.resolve(data.vocabulary) / "spiece.model"
+            data = dataclasses.replace(data, vocabulary=str(file))
+        try:
+            from dora_jax.tasks import prepare as preparation
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"Preparing the task's tokens needs {error.name}, which is not installed here. "
+                "Install the whole of dora_jax (`pip install -e .`), or prepare on another host "
+                "and name the token store with --gin.TOKEN_STORE=\"'…'\"."
+            ) from error
+        return preparation.prepare(task, data, directory, report)
+
+    return prepare
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: StopRequest) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks the run to save and end; the second ends it at once."""
+
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.ask(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nsaving, then stopping; the same signal again stops at once\n")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """A directory belongs to one configuration, so what its first start wrote stays."""
+    if not path.exists():
+        aside = path.with_name(f"{path.name}.tmp")
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

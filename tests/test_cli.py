@@ -1,0 +1,41 @@
+"""The console script: which verbs there are, and how it hands over to them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+from dora_jax.launch import cli
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_a_program(verb):
+    main = importlib.import_module(f"dora_jax.launch.{verb}").main
+    assert len(inspect.signature(main).parameters) == 1
+
+
+def test_a_verb_gets_its_arguments_and_gives_its_status(monkeypatch):
+    run = importlib.import_module("dora_jax.launch.run")
+    seen = []
+    monkeypatch.setattr(run, "main", lambda arguments: seen.append(arguments) or 75)
+    assert cli.main(["run", "--gin_file=gin/x.gin", "--help"]) == 75
+    assert seen == [["--gin_file=gin/x.gin", "--help"]]
+
+
+def test_help_lists_the_verbs(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "name a verb"), (["rum"], "Did you mean 'run'?"), (["zzz"], "no verb 'zzz'.")],
+)
+def test_wrong_verbs_are_refused_in_words(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "usage: dora-jax VERB" in captured.err
+    assert captured.out == ""

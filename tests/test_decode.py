@@ -1,0 +1,179 @@
+"""Greedy decoding: transformers' ids, the uncached network's argmax, and the loop's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import dora_jax
+from dora_jax.checkpoints import huggingface
+from dora_jax.config import T5Config
+from dora_jax.model.decode import greedy, greedy_label, summarise_logits
+from dora_jax.model.t5 import abstract_params
+from dora_jax.shapes import EOS_ID, PAD_ID
+
+TINY = T5Config(
+    vocab_size=24,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    head_dim=8,
+    mlp_dim=24,
+)
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), jnp.float32),
+        nn.unbox(abstract_params(TINY)),
+    )
+    head_EV = params["logits_dense"]["kernel"]
+    params["logits_dense"]["kernel"] = head_EV.at[:, EOS_ID].multiply(3.0)  # some rows end early
+    return params
+
+
+@pytest.fixture(scope="module")
+def sources_BS() -> np.ndarray:
+    """Twelve padded sources of several lengths, the last of them empty."""
+    tokens_BS = np.random.default_rng(1).integers(2, 24, (12, 9)).astype(np.int32)
+    for row in range(12):
+        tokens_BS[row, 9 - row % 9 :] = PAD_ID
+    tokens_BS[-1] = PAD_ID
+    return tokens_BS
+
+
+def ends(tokens_BT: np.ndarray) -> np.ndarray:
+    """Position of each row's EOS, or the number of positions."""
+    is_eos_BT = np.asarray(tokens_BT) == EOS_ID
+    return np.where(is_eos_BT.any(1), is_eos_BT.argmax(1), is_eos_BT.shape[1])
+
+
+@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
+def test_ids_are_those_of_transformers(tmp_path: Path, version: str) -> None:
+    reference = pytest.importorskip("t5_reference")
+    torch = reference.torch
+    # transformers 5.23 sizes its cache by the encoder's layers, so both stacks have as many.
+    model = reference.make_model(version, seed=3, num_decoder_layers=2)
+    with torch.no_grad():
+        model.lm_head.weight[EOS_ID] *= 3.0  # some rows end early
+    config, params = huggingface.load(reference.save_model(model, tmp_path))
+    tokens_BS, _ = reference.random_rows(4, 16, 13, 1)
+    expected_BT = model.generate(
+        input_ids=torch.from_numpy(tokens_BS).long(),
+        attention_mask=torch.from_numpy(tokens_BS != 0).long(),
+        max_new_tokens=LENGTH,
+        do_sample=False,
+        num_beams=1,
+    ).numpy()[:, 1:]
+    ends_B = ends(expected_BT)
+    assert ends_B.min() < LENGTH - 2, ends_B
+    assert ends_B.max() == LENGTH, ends_B
+    actual_BT = dora_jax.greedy_decode(config, params, tokens_BS, LENGTH)
+    np.testing.assert_array_equal(actual_BT, expected_BT)
+
+
+def test_the_cache_changes_nothing(params: Any, sources_BS: np.ndarray) -> None:
+    tokens_BT = np.asarray(dora_jax.greedy_decode(TINY, params, sources_BS, LENGTH))
+    assert tokens_BT.shape == (12, LENGTH)
+    assert tokens_BT.dtype == np.int32
+    inputs_BT = np.concatenate([np.zeros((12, 1), np.int32), tokens_BT[:, :-1]], axis=1)
+    logits_BTV = dora_jax.forward(TINY, params, sources_BS, inputs_BT)
+    likeliest_BT = np.argmax(logits_BTV, axis=-1)
+    ends_B = ends(tokens_BT)
+    assert ends_B.min() < LENGTH - 2
+    assert (ends_B == LENGTH).sum() > 1  # the empty row is one of them
+    for row, end in enumerate(ends_B[:-1]):
+        np.testing.assert_array_equal(tokens_BT[row, : end + 1], likeliest_BT[row, : end + 1])
+        assert (tokens_BT[row, end + 1 :] == PAD_ID).all()
+    assert (tokens_BT[-1] == PAD_ID).all()  # nothing to decode, so nothing decoded
+
+
+def test_soft_labels_are_those_of_the_uncached_network(params: Any, sources_BS: np.ndarray) -> None:
+    tokens_BT, soft = greedy_label(TINY, params, sources_BS, LENGTH, 5, (1.0, 2.0))
+    np.testing.assert_array_equal(
+        tokens_BT, dora_jax.greedy_decode(TINY, params, sources_BS, LENGTH)
+    )
+    tokens_BT = np.asarray(tokens_BT)
+    inputs_BT = np.concatenate([np.zeros((12, 1), np.int32), tokens_BT[:, :-1]], axis=1)
+    logits_BTV = np.asarray(dora_jax.forward(TINY, params, sources_BS, inputs_BT))
+    max_BT1 = logits_BTV.max(-1, keepdims=True)
+    counted_BT = tokens_BT != PAD_ID
+    assert counted_BT.sum() > 40
+
+    def check(actual: jax.Array, expected: np.ndarray) -> None:
+        np.testing.assert_allclose(
+            np.asarray(actual)[counted_BT], expected[counted_BT], rtol=1e-4, atol=1e-4
+        )
+
+    ids_BTK = np.argsort(-logits_BTV, axis=-1, kind="stable")[..., :5]
+    np.testing.assert_array_equal(np.asarray(soft.topk_ids_BTK)[counted_BT], ids_BTK[counted_BT])
+    np.testing.assert_array_equal(soft.topk_ids_BTK[..., 0][counted_BT], tokens_BT[counted_BT])
+    check(soft.topk_logits_BTK, np.take_along_axis(logits_BTV - max_BT1, ids_BTK, -1))
+    check(soft.row_max_BT, max_BT1[..., 0])
+    logz_BTZ = [np.log(np.exp((logits_BTV - max_BT1) / t).sum(-1)) for t in (1.0, 2.0)]
+    check(soft.logz_BTZ, np.stack(logz_BTZ, axis=-1))
+
+
+def test_a_summary_keeps_no_more_than_the_vocabulary() -> None:
+    logits_BV = jnp.asarray([[0.0, 2.0, 2.0, -1.0]])
+    soft = summarise_logits(logits_BV, top_k=9, temperatures=(1.0,))
+    assert soft.topk_ids_BTK.tolist() == [[1, 2, 0, 3]]  # the lowest id first on ties
+    assert soft.topk_logits_BTK.tolist() == [[0.0, 0.0, -2.0, -3.0]]
+    probabilities = np.exp(soft.topk_logits_BTK - soft.logz_BTZ)
+    assert probabilities.sum() == pytest.approx(1.0)
+
+
+def scripted(script_BTV: np.ndarray, fed: list[list[int]]) -> Any:
+    """A step function that plays logits back and writes down what it was fed."""
+
+    def step(tokens_B: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        jax.debug.callback(lambda tokens: fed.append(tokens.tolist()), tokens_B)
+        return jnp.asarray(script_BTV)[:, t], t + 1
+
+    return step
+
+
+def test_the_loop_ends_with_its_rows() -> None:
+    # Row 0 says 3, EOS; row 1 says 2 (tied with 3), 2, EOS; row 2 needs no decoding.
+    script_BTV = np.zeros((3, 6, 4), np.float32)
+    script_BTV[0, 0, 3] = script_BTV[0, 1:, EOS_ID] = 1.0
+    script_BTV[1, :2, 2:] = script_BTV[1, 2:, EOS_ID] = 1.0
+    script_BTV[2, :, 3] = 1.0
+    fed: list[list[int]] = []
+    tokens_BT, records = greedy(
+        scripted(script_BTV, fed),
+        jnp.int32(0),
+        batch=3,
+        max_length=6,
+        record=lambda logits_BV: logits_BV[:, 2],
+        ended_B=jnp.array([False, False, True]),
+    )
+    jax.effects_barrier()
+    assert tokens_BT.tolist() == [[3, 1, 0, 0, 0, 0], [2, 2, 1, 0, 0, 0], [0] * 6]
+    assert fed == [[0, 0, 0], [3, 2, 0], [1, 2, 0]]  # three steps, of at most six
+    np.testing.assert_array_equal(records[:, :3], script_BTV[:, :3, 2])
+    assert (records[:, 3:] == 0).all()
+
+
+def test_nothing_is_decoded_where_every_row_is_blank() -> None:
+    fed: list[list[int]] = []
+    tokens_BT, _ = greedy(
+        scripted(np.ones((2, 4, 3), np.float32), fed),
+        jnp.int32(0),
+        batch=2,
+        max_length=4,
+        ended_B=jnp.ones(2, bool),
+    )
+    jax.effects_barrier()
+    assert fed == []
+    assert (tokens_BT == PAD_ID).all()

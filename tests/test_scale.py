@@ -1,0 +1,149 @@
+"""Which scale a machine gets, and that the count of bytes behind it is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+
+import pytest
+
+from dora_jax.config import (
+    LabelConfig,
+    ModelSource,
+    OptimizerConfig,
+    RunConfig,
+    T5Config,
+    TrainConfig,
+)
+from dora_jax.cost.flops import parameter_count
+from dora_jax.launch import scale
+from dora_jax.launch.gin_config import build
+from dora_jax.launch.scale import GB, Machine, StageMemory
+
+NEED = StageMemory("teach", 10 * 10**9, 16, 5 * GB)  # 165 GB
+CPU = Machine("cpu", "cpu", 1, 16 * GB)
+LARGE_CPU = Machine("cpu", "cpu", 1, 1000 * GB)
+ONE_H200 = Machine("gpu", "NVIDIA H200", 1, 140 * GB)
+TWO_H200 = Machine("gpu", "NVIDIA H200", 2, 280 * GB)
+UNKNOWN = Machine("gpu", "Strange", 8, None)
+COMMAND = "python launch/run.py --gin_file=gin/wlp_distill.gin"
+
+
+def stage(config: RunConfig, name: str) -> StageMemory:
+    return next(s for s in scale.stages_memory(config) if s.stage == name)
+
+
+def run_config(**changes: object) -> RunConfig:
+    source = ModelSource(T5Config(emb_dim=64), weights="hf:x/y")
+    small = dataclasses.replace(source, network=T5Config(emb_dim=32))
+    config = RunConfig("runs/x", "paper", teacher=source, student=small)
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [(CPU, "rehearsal"), (LARGE_CPU, "rehearsal"), (ONE_H200, "rehearsal")]
+    + [(UNKNOWN, "rehearsal"), (TWO_H200, "paper")],
+)
+def test_auto_takes_paper_scale_where_accelerators_hold_it(machine: Machine, expected: str) -> None:
+    choice = scale.choose("auto", NEED, machine, COMMAND)
+    assert choice.scale == expected
+    assert choice.reason.endswith(".")
+    assert "\n" not in choice.reason
+
+
+def test_a_part_of_the_memory_is_left_to_xla() -> None:
+    exactly = Machine("gpu", "NVIDIA H200", 1, NEED.total_bytes)
+    assert scale.choose("auto", NEED, exactly, COMMAND).scale == "rehearsal"
+
+
+def test_asked_for_is_taken() -> None:
+    assert scale.choose("rehearsal", NEED, TWO_H200, COMMAND).scale == "rehearsal"
+    assert scale.choose("paper", NEED, TWO_H200, COMMAND).scale == "paper"
+    assert scale.choose("paper", NEED, LARGE_CPU, COMMAND).scale == "paper"
+
+
+@pytest.mark.parametrize("machine", [CPU, ONE_H200, UNKNOWN])
+def test_paper_scale_that_does_not_fit_is_refused_with_two_commands(machine: Machine) -> None:
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        scale.choose("paper", NEED, machine, COMMAND)
+    message = str(caught.value)
+    assert "165 GB in stage teach" in message
+    assert str(machine) in message
+    assert re.search(rf"here: {re.escape(COMMAND)} --scale=rehearsal\n", message)
+    assert re.search(rf"on \d+ × .* USD an hour\): {re.escape(COMMAND)} --scale=paper$", message)
+
+
+def test_the_suggested_hardware_holds_it_and_half_of_it_does_not() -> None:
+    count, name = re.match(r"(\d+) × (\w+)", scale.smallest_hardware(NEED)).groups()  # type: ignore[union-attr]
+    one = scale.DEVICE_BYTES[name.lower()]
+    assert scale.holds(Machine("gpu", name, int(count), int(count) * one), NEED)
+    assert not scale.holds(Machine("gpu", name, 1, int(count) / 2 * one), NEED)
+
+
+def test_smaller_needs_are_suggested_cheaper_hardware() -> None:
+    def usd(need: StageMemory) -> float:
+        return float(re.search(r"about ([\d.]+) USD", scale.smallest_hardware(need))[1])  # type: ignore[index]
+
+    small = NEED._replace(parameters=10**8)
+    assert usd(small) < usd(NEED) < usd(NEED._replace(parameters=10**11))
+
+
+def test_attached_machine_counts_the_hosts_memory_once() -> None:
+    machine = scale.attached_machine()
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (machine.platform, machine.devices) == ("cpu", 8)
+    assert machine.total_bytes == host_bytes
+    assert "no accelerator" in str(machine)
+
+
+def test_bytes_of_a_parameter_by_optimizer() -> None:
+    adamw = TrainConfig(optimizer=OptimizerConfig("adamw"))
+    config = run_config(teach=adamw)
+    assert stage(config, "teach").state_bytes_per_parameter == 4 + 4 + 8
+    assert stage(run_config(), "teach").state_bytes_per_parameter == 4 + 4
+    assert stage(config, "label").state_bytes_per_parameter == 4
+    assert stage(config, "teach").parameters == parameter_count(config.teacher.network)
+    assert stage(config, "distill").parameters == parameter_count(config.student.network)
+
+
+def test_stages_counted_are_those_of_the_run() -> None:
+    def names(config: RunConfig) -> set[str]:
+        return {s.stage for s in scale.stages_memory(config)}
+
+    assert names(run_config(strategies=("annotate",))) == {"annotate"}
+    assert names(run_config()) == {"annotate", "teach", "label", "distill"}
+    untrained = ModelSource(T5Config())
+    assert names(run_config(teacher=untrained)) - names(run_config()) == {"pretrain-teacher"}
+    assert "pretrain-student" in names(run_config(strategies=("annotate",), student=untrained))
+
+
+def test_activations_grow_with_what_they_should() -> None:
+    def activations(network: T5Config, train: TrainConfig) -> float:
+        source = ModelSource(network, weights="hf:x/y")
+        return stage(run_config(teacher=source, teach=train), "teach").activation_bytes
+
+    plain = T5Config(num_encoder_layers=8, num_decoder_layers=8)
+    train = TrainConfig(batch_size=32)
+    whole = activations(plain, train)
+    assert activations(plain, dataclasses.replace(train, batch_size=64)) == 2 * whole
+    assert activations(plain, dataclasses.replace(train, microbatches=4)) == whole / 4
+    rematted = activations(dataclasses.replace(plain, remat_policy="full"), train)
+    assert rematted < whole
+    half = activations(dataclasses.replace(plain, dtype="bfloat16"), train)
+    assert whole / 2 < half < whole  # scores and logits stay float32
+
+
+def test_label_stage_grows_with_its_batch() -> None:
+    small = stage(run_config(label=LabelConfig(batch_size=8)), "label")
+    large = stage(run_config(label=LabelConfig(batch_size=16)), "label")
+    assert large.activation_bytes == 2 * small.activation_bytes
+
+
+def test_the_papers_run_needs_several_accelerators_and_its_rehearsal_none() -> None:
+    paper = scale.largest_stage(build("gin/wlp_distill.gin", "paper").config)
+    assert paper.stage == "teach"
+    assert 178 * GB < paper.total_bytes < 200 * GB  # 16 bytes for each of 11.1 B parameters
+    rehearsal = scale.largest_stage(build("gin/wlp_distill.gin", "rehearsal").config)
+    assert rehearsal.total_bytes < 3 * GB
