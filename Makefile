@@ -19,8 +19,10 @@ help: ## this list
 run: .venv/.base ## the whole job on gin/wlp_distill.gin; ARGS="--gin.NAME=value" changes it
 	@exec .venv/bin/python launch/run.py --gin_file=gin/wlp_distill.gin $(ARGS)
 
+# Two workers: most of a test's time is Python tracing and compiling on one core. Files stay whole,
+# since their fixtures are shared.
 test: .venv/.test ## the tests; ARGS="-k name" chooses some
-	@exec .venv/bin/python -m pytest $(ARGS)
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # pyright knows no mapped packages (dora_jax.tasks is tasks/), so it reads a copy in which they
 # lie where they are imported from; its output names the files as they are here.

@@ -208,8 +208,8 @@ class PretrainConfig:
     """Denoising on the task's own text, for runs that have no pretrained weights at hand.
 
     `corruption_share` of the examples is T5 span corruption (`noise_density`,
-    `mean_span_length`: arXiv 1910.10683, section 3.3.4); the rest asks for shuffled text back
-    (pieces of `mean_piece_length` tokens), which teaches small models to copy.
+    `mean_span_length`: arXiv 1910.10683, section 3.3.4); the rest asks for random pieces of the
+    vocabulary back, which teaches small models to copy.
     `copying_start` starts from weights that favour copying (`model.t5.copying_start`).
     """
 
@@ -217,7 +217,6 @@ class PretrainConfig:
     corruption_share: float = 0.5
     noise_density: float = 0.15
     mean_span_length: float = 3.0
-    mean_piece_length: float = 1.0
     copying_start: bool = True
 
     def __post_init__(self) -> None:
@@ -230,10 +229,7 @@ class PretrainConfig:
             f"PretrainConfig.noise_density = {self.noise_density}; it must lie in (0, 1).",
         )
         _positive(self, "mean_span_length")
-        _require(
-            self.mean_piece_length >= 1.0,
-            f"PretrainConfig.mean_piece_length = {self.mean_piece_length}; it must be at least 1.",
-        )
+
 
 
 @dataclasses.dataclass(frozen=True)

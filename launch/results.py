@@ -61,7 +61,7 @@ def results_table(results: Sequence[Result], config: RunConfig) -> Table:
         "tokens/s",
         "tokens/$",
     ):
-        table.add_column(heading.replace("[", r"\["), justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         table.add_row(NAMES.get(result.name, result.name), *_cells(result))
     return table

@@ -70,6 +70,7 @@ def test_every_run_file_resolves_and_its_text_gives_the_same_config(
     resolved = build(run, scale, given)
     assert resolved.config.seed == 3
     assert resolved.config.teach.z_loss == 1e-4
+    assert "DataConfig.extra_ids = 100" in resolved.text  # defaults too: they may change one day
     record = tmp_path / "config.gin"
     record.write_text(resolved.text, encoding="utf-8")
     assert gin_config.own_scale(record) == scale
@@ -236,8 +237,11 @@ def test_a_file_of_ones_own_includes_packaged_and_neighbouring_files(
     ("text", "message"),
     [
         ('include "wlp_distill.gin"\n\nTRAN_STEPS = 3\n', "TRAN_STEPS, set in .*TRAIN_STEPS"),
-        ('include "wlp_distill.gin"\n\nSEED == 3\n', "line 3"),
-        ('include "wlp_distill.gin"\n\nTrainConfg.z_loss = 3\n', "(?s)TrainConfig.*line 3"),
+        ('include "wlp_distill.gin"\n\nSEED == 3\n', "mine.gin.*line 3"),
+        (
+            'include "wlp_distill.gin"\n\nTrainConfg.z_loss = 3\ninclude "tasks/wlp.gin"\n',
+            '(?s)TrainConfig.*In file ".*mine.gin", line 3',
+        ),
         ('include "wlp_distil.gin"\n', "line 1: there is no wlp_distil.gin.*wlp_distill.gin"),
         ('SEED = 1\ninclude "mine.gin"\n', "line 2: .*includes itself"),
         ("SEED = 1\n", 'begin it with: include "run.gin"'),

@@ -75,19 +75,23 @@ def test_paper_scale_that_does_not_fit_is_refused_with_two_commands(machine: Mac
     assert re.search(rf"on \d+ × .* USD an hour\): {re.escape(COMMAND)} --scale=paper$", message)
 
 
-def test_the_suggested_hardware_holds_it_and_half_of_it_does_not() -> None:
-    count, name = re.match(r"(\d+) × (\w+)", scale.smallest_hardware(NEED)).groups()  # type: ignore[union-attr]
-    one = scale.DEVICE_BYTES[name.lower()]
-    assert scale.holds(Machine("gpu", name, int(count), int(count) * one), NEED)
-    assert not scale.holds(Machine("gpu", name, 1, int(count) / 2 * one), NEED)
+@pytest.mark.parametrize("billions", [1, 3, 6, 11, 24, 90])
+@pytest.mark.parametrize("item", scale.SUGGESTED)
+def test_the_suggested_hardware_holds_it_and_half_of_it_does_not(item: str, billions: int) -> None:
+    need = NEED._replace(parameters=billions * 10**9)
+    devices = int(scale.smallest_hardware(need, [item]).split()[0])
+    one = scale.DEVICE_BYTES[item]
+    assert scale.holds(Machine("gpu", item, devices, devices * one), need)
+    assert devices == 1 or not scale.holds(Machine("gpu", item, 1, devices / 2 * one), need)
 
 
-def test_smaller_needs_are_suggested_cheaper_hardware() -> None:
-    def usd(need: StageMemory) -> float:
-        return float(re.search(r"about ([\d.]+) USD", scale.smallest_hardware(need))[1])  # type: ignore[index]
+def test_of_the_hardware_that_holds_it_the_cheapest_is_suggested() -> None:
+    def usd(need: StageMemory, items: tuple[str, ...] = scale.SUGGESTED) -> float:
+        found = re.search(r"about ([\d.]+) USD", scale.smallest_hardware(need, items))
+        return float(found[1])  # type: ignore[index]
 
-    small = NEED._replace(parameters=10**8)
-    assert usd(small) < usd(NEED) < usd(NEED._replace(parameters=10**11))
+    assert usd(NEED) == min(usd(NEED, (item,)) for item in scale.SUGGESTED)
+    assert usd(NEED._replace(parameters=10**8)) < usd(NEED) < usd(NEED._replace(parameters=10**11))
 
 
 def test_attached_machine_counts_the_hosts_memory_once() -> None:

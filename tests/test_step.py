@@ -165,6 +165,22 @@ def test_dropout_depends_on_seed_and_step_only(
     assert len({reference, loss_at(1, 7), loss_at(0, 8), loss_at(1, 8)}) == 4
 
 
+def test_loss_and_gradient_are_means_per_target_token(
+    one_device_step: tuple[TrainState, Callable],
+) -> None:
+    """Twice every weight is the same mean; 0 of them is no number's division by 0."""
+    fresh, train_step = one_device_step
+    batch = make_batch()
+    once, twice, none = (
+        train_step(jax.device_put(fresh), batch._replace(weights_BT=factor * batch.weights_BT))[1]
+        for factor in (np.float32(1), np.float32(2), np.float32(0))
+    )
+    np.testing.assert_allclose(twice, once, rtol=1e-5)
+    assert 1.0 < once.loss < 20.0
+    assert once.gradient_norm > 0.1
+    assert none == (0.0, 0.0)
+
+
 def test_the_state_is_donated(one_device_step: tuple[TrainState, Callable]) -> None:
     """Whatever is larger than a number a layer. A dtype that changed would warn besides."""
     fresh, train_step = one_device_step

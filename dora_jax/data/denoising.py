@@ -1,8 +1,8 @@
 """Denoising: making (inputs, targets) out of plain text, for pretraining without labels.
 
 Two tasks: *span corruption* replaces spans of tokens by one sentinel each and asks for the
-missing spans, *copying* shuffles the text's pieces and asks for them back in that order. Pure
-functions of the tokens and a random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
+missing spans, *copying* asks for random pieces back. Pure functions of the tokens and a
+random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
 """
 
 from __future__ import annotations
@@ -135,21 +135,19 @@ def span_corruption(
 
 
 def copying(
-    tokens: np.ndarray, rng: np.random.Generator, mean_piece_length: float
+    length: int, pieces: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The text's pieces in random order in, the same out.
+    """Random pieces in, the same out.
 
-    Small models learn a few thousand sentences by heart before they learn to copy; text in
-    an order never seen leaves them no other way.
+    Small models learn a few thousand sentences by heart before they learn to copy. Random
+    pieces leave them no other way, and show rare ones as often as frequent ones.
 
     Args:
-      tokens: int32 [length], without EOS.
+      length: of the sequence, without EOS.
+      pieces: int32 [distinct pieces], to draw from.
       rng: advanced by this call.
-      mean_piece_length: mean length of the pieces that stay together, in tokens; at least 1.
     Returns:
       (inputs, targets), int32, equal, both ending in EOS.
     """
-    is_cut = rng.random(max(len(tokens) - 1, 0)) < 1.0 / mean_piece_length
-    pieces = np.split(tokens, np.flatnonzero(is_cut) + 1)
-    shuffled = np.concatenate([pieces[i] for i in rng.permutation(len(pieces))] + [_EOS])
-    return shuffled, shuffled
+    drawn = np.concatenate((rng.choice(pieces, length), _EOS)).astype(np.int32)
+    return drawn, drawn

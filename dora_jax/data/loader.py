@@ -75,6 +75,7 @@ class DenoisingSource:
         self._sentinel_ids = np.asarray(sentinel_ids, np.int32)
         self._seed = seed
         self._skip_tokens = skip_tokens
+        self._pieces = np.setdiff1d(examples.source_tokens, [PAD_ID, EOS_ID]).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -85,7 +86,7 @@ class DenoisingSource:
             tokens = tokens[:-1]
         rng = _generator(self._seed, epoch, index, _DENOISING_STREAM)
         if rng.random() >= self._config.corruption_share:
-            return Example(*denoising.copying(tokens, rng, self._config.mean_piece_length))
+            return Example(*denoising.copying(len(tokens), self._pieces, rng))
         return Example(
             *denoising.span_corruption(
                 tokens,
@@ -224,6 +225,10 @@ class PackedLoader:
             finally:
                 for future in ahead:
                     future.cancel()
+
+    def examples(self, step: int) -> list[Example]:
+        """What update `step` is made of, before packing."""
+        return self._draw(step)[0]
 
     def _sample_steps(self) -> int:
         """Updates to look at for `row_buckets`: one epoch's at most, since epochs are alike."""

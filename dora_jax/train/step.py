@@ -131,8 +131,7 @@ def init_params(
     def make(seed: jax.Array) -> Params:
         params = nn.unbox(_boxed_params(network, seed))
         if copying_start:
-            key = jax.random.fold_in(jax.random.key(seed), 1)
-            params = t5.copying_start(params, network, key)
+            params = t5.copying_start(params, network)
         return params
 
     return jax.jit(make, out_shardings=param_shardings(network, mesh))(jnp.uint32(seed))
