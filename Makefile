@@ -27,16 +27,17 @@ test: .venv/.test ## the tests; ARGS="-k name" chooses some
 # pyright knows no mapped packages (dora_jax.tasks is tasks/), so it reads a copy in which they
 # lie where they are imported from; its output names the files as they are here.
 lint: .venv/.test ## ruff and pyright
-	@.venv/bin/python -m ruff check .
-	.venv/bin/python -m ruff format --check .
+	@status=0
+	.venv/bin/python -m ruff check . || status=1
+	.venv/bin/python -m ruff format --check . || status=1
 	rm -rf build/typecheck
 	mkdir -p build/typecheck
 	cp -R pyproject.toml dora_jax tests $(wildcard benchmarks) build/typecheck/
 	cp -R tasks launch build/typecheck/dora_jax/
 	.venv/bin/python -m pyright --project build/typecheck --pythonpath .venv/bin/python \
-	  > build/typecheck/report || failed=yes
+	  > build/typecheck/report || status=1
 	sed 's,[^ ]*build/typecheck/,,; s,dora_jax/\(tasks\|launch\)/,\1/,' build/typecheck/report
-	test -z "$${failed:-}"
+	exit $$status
 
 wheel: .venv/.base
 	@rm -rf build/wheel build/lib build/bdist.*

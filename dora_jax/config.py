@@ -207,29 +207,36 @@ class TrainConfig:
 class PretrainConfig:
     """Denoising on the task's own text, for runs that have no pretrained weights at hand.
 
-    `corruption_share` of the examples is T5 span corruption (`noise_density`,
-    `mean_span_length`: arXiv 1910.10683, section 3.3.4); the rest asks for random pieces of the
-    vocabulary back, which teaches small models to copy.
+    Three tasks. Span corruption as T5's (`noise_density`, `mean_span_length`: arXiv
+    1910.10683, section 3.3.4). Copying of random pieces: all there is in the first
+    `copying_epochs`, `copying_share` of the examples afterwards. Extraction of the phrases
+    between frequent pieces (those that make up `frequent_share` of the text):
+    `extraction_share` of the examples. What the shares leave over is span corruption.
     `copying_start` starts from weights that favour copying (`model.t5.copying_start`).
     """
 
     train: TrainConfig = TrainConfig()
-    corruption_share: float = 0.5
+    copying_epochs: int = 0
+    copying_share: float = 0.0
+    extraction_share: float = 0.0
+    frequent_share: float = 0.35
     noise_density: float = 0.15
     mean_span_length: float = 3.0
-    copying_start: bool = True
+    copying_start: bool = False
 
     def __post_init__(self) -> None:
         _require(
-            0.0 <= self.corruption_share <= 1.0,
-            f"PretrainConfig.corruption_share = {self.corruption_share}; it must lie in [0, 1].",
+            min(self.copying_share, self.extraction_share, self.copying_epochs) >= 0
+            and self.copying_share + self.extraction_share <= 1.0,
+            f"PretrainConfig.copying_share = {self.copying_share} and extraction_share = "
+            f"{self.extraction_share} must not be negative, nor together exceed 1.",
         )
-        _require(
-            0.0 < self.noise_density < 1.0,
-            f"PretrainConfig.noise_density = {self.noise_density}; it must lie in (0, 1).",
-        )
+        for name in ("noise_density", "frequent_share"):
+            value = getattr(self, name)
+            _require(
+                0.0 < value < 1.0, f"PretrainConfig.{name} = {value}; it must lie in (0, 1)."
+            )
         _positive(self, "mean_span_length")
-
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,26 @@ def test_an_empty_text_is_copied_as_eos() -> None:
     assert inputs.tolist() == [EOS_ID]
 
 
+def test_frequent_pieces_are_those_that_make_up_the_share() -> None:
+    tokens = np.array([7] * 5 + [8] * 3 + [9] * 2, np.int32)
+    assert denoising.frequent_pieces(tokens, 0.5).tolist() == [7]
+    assert denoising.frequent_pieces(tokens, 0.51).tolist() == [7, 8]
+
+
+def test_extraction_closes_each_stretch_between_frequent_pieces() -> None:
+    tokens = np.array([4, 10, 11, 5, 4, 12, 4], np.int32)
+    inputs, targets = denoising.extraction(tokens, np.array([4, 5], np.int32), 99)
+    assert inputs.tolist() == [*tokens.tolist(), EOS_ID]
+    assert targets.tolist() == [10, 11, 99, 12, 99, EOS_ID]
+
+
+def test_extraction_of_nothing_and_of_everything() -> None:
+    tokens = np.array([4, 5], np.int32)
+    assert denoising.extraction(tokens, tokens, 99)[1].tolist() == [EOS_ID]
+    nothing = np.zeros(0, np.int32)
+    assert denoising.extraction(tokens, nothing, 99)[1].tolist() == [4, 5, 99, EOS_ID]
+
+
 def test_too_few_sentinels_are_an_error_with_both_numbers() -> None:
     mask = np.array([1, 0, 1, 0, 1, 0], bool)
     with pytest.raises(ValueError, match="3 sentinels.*the vocabulary has 2"):

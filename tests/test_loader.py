@@ -171,14 +171,33 @@ def test_denoising_is_new_in_every_epoch_and_without_prompt_or_inner_eos() -> No
         assert (example.source == EOS_ID).sum() == (example.target == EOS_ID).sum() == 1
 
 
-@pytest.mark.parametrize("share,low,high", [(1.0, 0, 0), (0.0, 200, 200), (0.5, 80, 120)])
-def test_corruption_share_sets_how_many_examples_copy(share: float, low: int, high: int) -> None:
+def denoised(epoch: int, **shares: float) -> list[str]:
+    """Which task each of some 170 examples became."""
+    config = PretrainConfig(**shares)
     split = make_split(200)
-    config = PretrainConfig(corruption_share=share)
     source = loader.DenoisingSource(split, config, SENTINELS, seed=1)
-    examples = [source.example(i, 0) for i in range(200)]
-    copies = sum(example.source.tolist() == example.target.tolist() for example in examples)
-    assert low <= copies <= high
+    kinds = []
+    # In texts of a token or two there is nothing to hide, so the tasks look alike.
+    for index in np.flatnonzero(np.diff(split.source_offsets) > 3):
+        example = source.example(index, epoch)
+        hidden = np.isin(example.source, SENTINELS).any()
+        copied = example.source.tolist() == example.target.tolist()
+        kinds.append("corruption" if hidden else "copying" if copied else "extraction")
+    return kinds
+
+
+def test_shares_set_how_many_examples_each_task_gets() -> None:
+    assert set(denoised(0)) == {"corruption"}
+    assert set(denoised(0, copying_share=1.0)) == {"copying"}
+    mixed = denoised(0, copying_share=0.25, extraction_share=0.25)
+    assert 30 < mixed.count("copying") < 70
+    assert 30 < mixed.count("extraction") < 70
+    assert 65 < mixed.count("corruption") < 110
+
+
+def test_the_first_epochs_only_copy() -> None:
+    assert set(denoised(1, copying_epochs=2)) == {"copying"}
+    assert set(denoised(2, copying_epochs=2)) == {"corruption"}
 
 
 def test_an_error_in_the_thread_surfaces_at_its_step_with_its_traceback() -> None:

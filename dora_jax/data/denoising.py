@@ -1,8 +1,8 @@
 """Denoising: making (inputs, targets) out of plain text, for pretraining without labels.
 
-Two tasks: *span corruption* replaces spans of tokens by one sentinel each and asks for the
-missing spans, *copying* asks for random pieces back. Pure functions of the tokens and a
-random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
+Three tasks: *span corruption* replaces spans of tokens by one sentinel each and asks for the
+missing spans, *copying* asks for random pieces back, *extraction* asks for what stands
+between a text's frequent pieces. Pure functions of the tokens and a random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
 """
 
 from __future__ import annotations
@@ -151,3 +151,41 @@ def copying(
     """
     drawn = np.concatenate((rng.choice(pieces, length), _EOS)).astype(np.int32)
     return drawn, drawn
+
+
+def frequent_pieces(tokens: np.ndarray, share: float) -> np.ndarray:
+    """The most frequent pieces that together make up `share` of a text: its function words.
+
+    Args:
+      tokens: int32, all tokens of the text.
+      share: of the text, in [0, 1).
+    Returns:
+      int32, ids, sorted.
+    """
+    ids, counts = np.unique(tokens, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    return np.sort(ids[order[before < share * len(tokens)]]).astype(np.int32)
+
+
+def extraction(
+    tokens: np.ndarray, frequent: np.ndarray, separator: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text in, the stretches between its frequent pieces out, a separator behind each.
+
+    The movements of tagging without its labels: copy a phrase, close it, find the next one.
+
+    Args:
+      tokens: int32 [length], without EOS.
+      frequent: int32, sorted ids of the pieces to leave out.
+      separator: id that closes a stretch, a sentinel.
+    Returns:
+      (inputs, targets), int32, both ending in EOS.
+    """
+    kept = ~np.isin(tokens, frequent)
+    closes = kept & ~np.append(kept[1:], False)
+    places = np.arange(int(kept.sum())) + (np.cumsum(closes) - closes)[kept]
+    targets = np.full(int(kept.sum() + closes.sum()) + 1, separator, np.int32)
+    targets[places] = tokens[kept]
+    targets[-1] = EOS_ID
+    return np.concatenate((tokens, _EOS)).astype(np.int32), targets

@@ -52,13 +52,13 @@ class LabelledSource:
 
 
 class DenoisingSource:
-    """Denoising tasks made from the sources of a split, damaged anew in every epoch.
+    """Denoising tasks made from the sources of a split, other ones in every epoch.
 
     Args:
       examples: only the sources are used.
       config: the share of each task, and the damage.
       sentinel_ids: the vocabulary's sentinels, in the order of use.
-      seed: of the damage.
+      seed: of the tasks.
       skip_tokens: leading tokens to leave out, those of the task's prompt.
     """
 
@@ -70,30 +70,32 @@ class DenoisingSource:
         seed: int,
         skip_tokens: int = 0,
     ) -> None:
-        self._examples = examples
         self._config = config
         self._sentinel_ids = np.asarray(sentinel_ids, np.int32)
         self._seed = seed
-        self._skip_tokens = skip_tokens
-        self._pieces = np.setdiff1d(examples.source_tokens, [PAD_ID, EOS_ID]).astype(np.int32)
+        self._texts = [
+            tokens[:-1] if len(tokens) and tokens[-1] == EOS_ID else tokens
+            for tokens in (examples.source(i)[skip_tokens:] for i in range(len(examples)))
+        ]
+        text = np.concatenate(self._texts)
+        self._pieces = np.unique(text)
+        self._frequent = denoising.frequent_pieces(text, config.frequent_share)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._texts)
 
     def example(self, index: int, epoch: int) -> Example:
-        tokens = self._examples.source(index)[self._skip_tokens :]
-        if len(tokens) and tokens[-1] == EOS_ID:
-            tokens = tokens[:-1]
+        config, tokens = self._config, self._texts[index]
         rng = _generator(self._seed, epoch, index, _DENOISING_STREAM)
-        if rng.random() >= self._config.corruption_share:
+        choice = rng.random()
+        if epoch < config.copying_epochs or choice < config.copying_share:
             return Example(*denoising.copying(len(tokens), self._pieces, rng))
+        if choice < config.copying_share + config.extraction_share:
+            separator = int(self._sentinel_ids[0])
+            return Example(*denoising.extraction(tokens, self._frequent, separator))
         return Example(
             *denoising.span_corruption(
-                tokens,
-                rng,
-                self._config.noise_density,
-                self._config.mean_span_length,
-                self._sentinel_ids,
+                tokens, rng, config.noise_density, config.mean_span_length, self._sentinel_ids
             )
         )
 

@@ -171,10 +171,14 @@ def _loader(
     name: str,
 ) -> PackedLoader:
     data = context.config.data
+    # Copying asks for as many tokens as the source has, so pretraining's rows must hold both.
+    target_length = data.target_length
+    if isinstance(examples, DenoisingSource):
+        target_length = max(data.source_length, data.target_length)
     source_length, target_length = balanced_row_lengths(
         examples,
         config.pack_source_length or data.source_length,
-        config.pack_target_length or data.target_length,
+        config.pack_target_length or target_length,
     )
     return PackedLoader(
         examples,

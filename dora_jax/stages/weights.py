@@ -29,8 +29,6 @@ def from_checkpoint(context: RunContext, source: ModelSource) -> Start:
 
     def read() -> Params:
         with context.meter.phase("checkpoint"):
-            found, params = huggingface.load(source.weights, context.mesh)
-        huggingface.check_network(source.weights, found, source.network)
-        return params
+            return huggingface.load(source.weights, context.mesh, source.network)[1]
 
     return Start(source.network, fingerprint([source.network, source.weights]), read)

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dora_jax import config as configs
 from dora_jax.tasks.task import get_task
@@ -115,7 +115,7 @@ def tiny_run(folder: Path) -> configs.RunConfig:
     )
 
 
-def refuse_to_prepare(*arguments: object) -> None:
+def refuse_to_prepare(*arguments: object) -> NoReturn:
     raise AssertionError("the run has a prepared token store and must not prepare one")
 
 
