@@ -102,9 +102,7 @@ class T5Config:
             f"T5Config.dropout_rate = {self.dropout_rate}; it must lie in [0, 1).",
         )
         for activation in self.mlp_activations:
-            _one_of(
-                "T5Config", "mlp_activations", activation, ("relu", "gelu", "silu", "linear")
-            )
+            _one_of("T5Config", "mlp_activations", activation, ("relu", "gelu", "silu", "linear"))
         _one_of("T5Config", "dtype", self.dtype, ("float32", "bfloat16"))
         _one_of("T5Config", "remat_policy", self.remat_policy, REMAT_POLICIES)
 
@@ -233,9 +231,7 @@ class PretrainConfig:
         )
         for name in ("noise_density", "frequent_share"):
             value = getattr(self, name)
-            _require(
-                0.0 < value < 1.0, f"PretrainConfig.{name} = {value}; it must lie in (0, 1)."
-            )
+            _require(0.0 < value < 1.0, f"PretrainConfig.{name} = {value}; it must lie in (0, 1).")
         _positive(self, "mean_span_length")
 
 
@@ -314,6 +310,25 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices divide the work; what fsdp and tensor leave over splits the batch.
+
+    `fsdp` devices share parameters and optimizer state by rows, `tensor` devices every matrix
+    product. -1 for fsdp takes all devices that `tensor` leaves.
+    """
+
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "tensor")
+        _require(
+            self.fsdp > 0 or self.fsdp == -1,
+            f"MeshConfig.fsdp = {self.fsdp}; it must be greater than 0, or -1 for all devices.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CostConfig:
     """What a device-hour and a label cost in this run, and where those prices come from.
 
@@ -338,13 +353,18 @@ class CostConfig:
 class ModelSource:
     """A network and where its weights come from.
 
-    `weights`: "hf:org/name", "hf:FOLDER", "t5x:FOLDER", "native:FOLDER", or "" for a network
-    that is pretrained inside the run on the task's own text.
+    `weights`: "hf:org/name", "hf:FOLDER", or "" to pretrain inside the run on the task's text.
     """
 
     network: T5Config = T5Config()
     weights: str = ""
     pretrain: PretrainConfig = PretrainConfig()
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.weights or self.weights.startswith("hf:"),
+            f"ModelSource.weights = {self.weights!r}; expected 'hf:org/name', 'hf:FOLDER' or ''.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +383,7 @@ class RunConfig:
     distill: TrainConfig = TrainConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    mesh: MeshConfig = MeshConfig()
     cost: CostConfig = CostConfig()
 
     def __post_init__(self) -> None:

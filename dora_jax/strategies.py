@@ -59,9 +59,7 @@ def run(context: RunContext) -> list[Result]:
     student = _start(context, store, context.config.student, "student")
     scores: dict[str, Scores] = {}
     if "annotate" in context.config.strategies:
-        model = finetune(
-            context, store, "annotate", "annotate", student, context.config.annotate
-        )
+        model = finetune(context, store, "annotate", "annotate", student, context.config.annotate)
         scores["annotate"] = evaluate(context, store, model, "annotate", "annotate")
     if "distill" in context.config.strategies:
         start = _start(context, store, context.config.teacher, "teacher")
@@ -72,9 +70,7 @@ def run(context: RunContext) -> list[Result]:
     return [_result(context, name, scores[name], labels) for name in STAGES if name in scores]
 
 
-def _start(
-    context: RunContext, store: TokenStore, source: ModelSource, name: str
-) -> weights.Start:
+def _start(context: RunContext, store: TokenStore, source: ModelSource, name: str) -> weights.Start:
     """A model's first parameters: its checkpoint, or pretraining where none is named."""
     if source.weights:
         return weights.from_checkpoint(context, source)

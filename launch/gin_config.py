@@ -40,6 +40,7 @@ _CONFIGS = (
     configs.SoftLossConfig,
     configs.LabelConfig,
     configs.EvaluateConfig,
+    configs.MeshConfig,
     configs.CostConfig,
 )
 _MACRO = "gin.macro"
@@ -93,7 +94,9 @@ def build(
         )
     _parse_overrides(overrides)
     _set_default("DATA_DIR", _data_dir())
-    _set_default("MODEL_DIR", f"runs/{path.stem}-{scale}")
+    # A folder of one's own data gets a run directory of its own, beside the sample's.
+    data_name = f"-{Path(_bound('DATA_DIR')).name}" if _bound("DATA_DIR") else ""
+    _set_default("MODEL_DIR", f"runs/{path.stem}-{scale}{data_name}")
     _check_macros(overrides)
     if check_use:
         _check_references()

@@ -195,7 +195,7 @@ def load_splits(task: TaskSpec, data: DataConfig) -> LoadedSplits:
 
 def _describe_files(files: dict[str, Rows]) -> dict[str, Any]:
     return {
-        "files": {
+        "source_files": {
             name: {"sha256": file.sha256, "rows": len(file.rows), "skipped": len(file.skipped)}
             for name, file in files.items()
         },

@@ -38,7 +38,6 @@ LEVELS = {
     "dora_jax.train": 3,
     "dora_jax.stages": 4,
     "dora_jax.strategies": 5,
-    "dora_jax.report": 6,
     "dora_jax.launch": 7,
 }
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "t5", "t5x"}

@@ -54,7 +54,7 @@ def test_known_mask_gives_the_papers_example() -> None:
     ]
 
 
-@pytest.mark.parametrize("length,hidden", [(2, 1), (3, 1), (20, 3), (100, 15), (7, 1)])
+@pytest.mark.parametrize(("length", "hidden"), [(2, 1), (3, 1), (20, 3), (100, 15), (7, 1)])
 def test_noise_density_is_met_exactly(length: int, hidden: int) -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)

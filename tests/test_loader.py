@@ -171,14 +171,14 @@ def test_denoising_is_new_in_every_epoch_and_without_prompt_or_inner_eos() -> No
         assert (example.source == EOS_ID).sum() == (example.target == EOS_ID).sum() == 1
 
 
-def denoised(epoch: int, **shares: float) -> list[str]:
+def denoised(epoch: int, **shares: Any) -> list[str]:
     """Which task each of some 170 examples became."""
     config = PretrainConfig(**shares)
     split = make_split(200)
     source = loader.DenoisingSource(split, config, SENTINELS, seed=1)
     kinds = []
     # In texts of a token or two there is nothing to hide, so the tasks look alike.
-    for index in np.flatnonzero(np.diff(split.source_offsets) > 3):
+    for index in np.flatnonzero(np.diff(split.source_offsets) > 3).tolist():
         example = source.example(index, epoch)
         hidden = np.isin(example.source, SENTINELS).any()
         copied = example.source.tolist() == example.target.tolist()

@@ -179,7 +179,7 @@ def test_skipped_rows_and_fingerprints_are_recorded(folder):
         load_splits(WLP, config(folder))
     after = load_splits(WLP, config(folder, on_bad_row="skip")).provenance
     assert [message for message in after["skipped_rows"] if "wlp_train_all.json:301" in message]
-    assert after["files"]["train"]["skipped"] == 1
+    assert after["source_files"]["train"]["skipped"] == 1
     assert after["rows"] == before["rows"]
     assert after["data_fingerprint"] != before["data_fingerprint"]
 
@@ -194,7 +194,7 @@ def test_bundled_sample_keeps_its_own_splits():
     assert len(rows["train"]) == 300
     rest = provenance["labelled_rows_available"] - 300
     assert len(rows["unlabeled"]) + provenance["unlabeled_duplicates_dropped"] == (
-        provenance["files"]["unlabeled"]["rows"] + rest
+        provenance["source_files"]["unlabeled"]["rows"] + rest
     )
     assert min(len(rows["validation"]), len(rows["test"])) >= 100
     assert {row.target for row in rows["unlabeled"]} == {""}
@@ -207,7 +207,7 @@ def test_bundled_sample_keeps_its_own_splits():
 def test_published_files_load_as_they_are():
     rows, provenance = load_splits(WLP, DataConfig(data_dir=os.environ["DORA_DATA_DIR"]))
     assert provenance["skipped_rows"] == []
-    assert provenance["files"]["train"]["rows"] == 14_271
+    assert provenance["source_files"]["train"]["rows"] == 14_271
     assert len(rows["train"]) == 1000
     assert len(rows["test"]) == 3562
     labelled_sources = {row.source for row in rows["train"]}

@@ -27,16 +27,26 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
+    def steps(self) -> list[int]:
+        return list(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of all later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Starts saving; returns once the state is copied and training may go on.
 
-        A step that is saved already stays as it is: a resumed run reaches the same state.
+        Args:
+          step: later than every step there is.
+          state: a tree of arrays.
+          record: JSON-able.
         """
-        if step in self._manager.all_steps():
-            return
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dora_jax.config import T5Config
 from dora_jax.cost.prices import device_item
@@ -70,7 +71,7 @@ class TokenCounts(NamedTuple):
 
     @classmethod
     def from_segments(
-        cls, encoder_segments_BS: np.ndarray, decoder_segments_BT: np.ndarray
+        cls, encoder_segments_BS: ArrayLike, decoder_segments_BT: ArrayLike
     ) -> TokenCounts:
         """Counts for a packed batch.
 

@@ -178,7 +178,7 @@ class Meter:
             self._writer.join()
         self.persist()
 
-    def hold(self, device_kind: str, devices: int, price: Price) -> None:
+    def hold(self, device_kind: str, devices: int, price: Price) -> Holding:
         """Says what is rented, as soon as the run knows its devices.
 
         All this process has counted is charged to it, the time before this call included, and
@@ -189,6 +189,9 @@ class Meter:
           device_kind: JAX's `device.device_kind`.
           devices: how many the run holds on all hosts, busy or not.
           price: of one device-hour.
+
+        Returns:
+          What is held from now on.
 
         Raises:
           ValueError: this process already holds something else.
@@ -206,6 +209,7 @@ class Meter:
                 if charge.holding is None:
                     charge.holding = holding
                 self._add(charge)
+        return holding
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
 Three tasks: *span corruption* replaces spans of tokens by one sentinel each and asks for the
 missing spans, *copying* asks for random pieces back, *extraction* asks for what stands
-between a text's frequent pieces. Pure functions of the tokens and a random generator. Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
+between a text's frequent pieces. Pure functions of the tokens and a random generator.
+Source: arXiv 1910.10683, sections 3.1.4 and 3.3.4.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ StepFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]  # (tokens_B, cac
 class DecoderCache(NamedTuple):
     """What decoding one more token needs of the tokens before."""
 
-    index: jax.Array  # int32 scalar: the next position
+    position: jax.Array  # int32 scalar: the next one to decode
     past: list[KeyValue]  # per layer, [B, max length, H, D]
 
 
@@ -94,9 +94,9 @@ def make_step_fn(
     def step(tokens_B: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         key_positions_N = jnp.arange(max_length)
         position_bias = RelativePositionBias(config, bidirectional=False).apply(
-            {"params": decoder["relpos_bias"]}, cache.index[None], key_positions_N
+            {"params": decoder["relpos_bias"]}, cache.position[None], key_positions_N
         )
-        visible = (key_positions_N <= cache.index)[None, None, :]
+        visible = (key_positions_N <= cache.position)[None, None, :]
         biases = (position_bias, attention_bias(visible))
         embedding_VE = params["token_embedder"]["embedding"]
         x_B1E = embedding_VE[tokens_B][:, None, :].astype(config.dtype)
@@ -109,13 +109,13 @@ def make_step_fn(
                 biases,
                 (cross_bias,),
                 layer_past,
-                cache.index,
+                cache.position,
                 layer_memory,
             )
             past.append(layer_past)
         x_B1E = RMSNorm(config.dtype).apply({"params": decoder["decoder_norm"]}, x_B1E)
-        logits_B1V = T5(config).apply({"params": params}, x_B1E, method="logits")
-        return logits_B1V[:, 0], DecoderCache(cache.index + 1, past)
+        logits_B1V = cast(jax.Array, T5(config).apply({"params": params}, x_B1E, method="logits"))
+        return logits_B1V[:, 0], DecoderCache(cache.position + 1, past)
 
     return step, cache
 

@@ -7,6 +7,8 @@ T5's Adafactor factors exactly that matrix.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ class KeyValue(NamedTuple):
     value_BNHD: jax.Array
 
 
-def attention_bias(mask_BQN: jax.Array) -> jax.Array:
+def attention_bias(mask_BQN: shapes.Array) -> jax.Array:
     """0 where a query may look, MASKED where not. Returns float32 [B, 1, Q, N]."""
     return jnp.where(mask_BQN, 0.0, MASKED).astype(jnp.float32)[:, None, :, :]
 
@@ -80,6 +82,7 @@ class RMSNorm(nn.Module):
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones_init(), (shapes.EMBED,)),
             (x.shape[-1],),
+            unbox=True,
         )
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)
@@ -101,6 +104,7 @@ class Dense(nn.Module):
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes),
             (x.shape[-1], self.features),
+            unbox=True,
         )
         # Flat, because XLA's CPU backend is half as fast at the kernel's gradient when it has
         # to contract batch and length as two dimensions.
@@ -161,6 +165,7 @@ class RelativePositionBias(nn.Module):
                 (shapes.HEADS, shapes.RELPOS_BUCKETS),
             ),
             (config.num_heads, config.relative_attention_num_buckets),
+            unbox=True,
         )
         buckets_QN = relative_position_buckets(
             query_positions_Q,
@@ -227,7 +232,7 @@ class MLP(nn.Module):
     def __call__(self, x_BNE: jax.Array) -> jax.Array:
         config = self.config
         single = len(config.mlp_activations) == 1
-        hidden = None
+        branches = []
         for i, activation in enumerate(config.mlp_activations):
             branch = Dense(
                 config.mlp_dim,
@@ -236,9 +241,8 @@ class MLP(nn.Module):
                 config.dtype,
                 name="wi" if single else f"wi_{i}",
             )(x_BNE)
-            branch = _ACTIVATIONS[activation](branch)
-            hidden = branch if hidden is None else hidden * branch
-        hidden = Dropout(config.dropout_rate)(hidden)
+            branches.append(_ACTIVATIONS[activation](branch))
+        hidden = Dropout(config.dropout_rate)(functools.reduce(operator.mul, branches))
         return Dense(
             config.emb_dim,
             (shapes.MLP, shapes.EMBED),
@@ -254,9 +258,7 @@ class EncoderLayer(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(
-        self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]
-    ) -> tuple[jax.Array, None]:
+    def __call__(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         config = self.config
         drop = Dropout(config.dropout_rate)
         normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BSE)
@@ -270,7 +272,7 @@ class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention and MLP.
 
     Training calls it on whole rows. Decoding calls it on one position and hands in the
-    keys and values of the positions before (`past`, with the `index` to write at) and the
+    keys and values of the positions before (`past`, with the `position` to write at) and the
     encoder's, projected once (`memory`).
     """
 
@@ -284,7 +286,7 @@ class DecoderLayer(nn.Module):
         self_biases: tuple[jax.Array, ...],
         cross_biases: tuple[jax.Array, ...],
         past: KeyValue | None = None,
-        index: jax.Array | None = None,
+        position: jax.Array | None = None,
         memory: KeyValue | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
         config = self.config
@@ -293,9 +295,10 @@ class DecoderLayer(nn.Module):
         attention = Attention(config, name="self_attention")
         keys_values = attention.project(normed)
         if past is not None:
+            assert position is not None
             past = keys_values = KeyValue(
                 *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1)
+                    jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
                     for old, new in zip(past, keys_values, strict=True)
                 )
             )
@@ -304,6 +307,7 @@ class DecoderLayer(nn.Module):
         normed = RMSNorm(config.dtype, name="pre_cross_attention_layer_norm")(x_BTE)
         attention = Attention(config, name="encoder_decoder_attention")
         if memory is None:
+            assert encoded_BSE is not None
             memory = attention.project(encoded_BSE)
         x_BTE = x_BTE + drop(attention(normed, memory, cross_biases))
 

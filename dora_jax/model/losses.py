@@ -7,6 +7,7 @@ after adding up microbatches and devices.
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,9 @@ def soft_label_loss(
     if tail == "renormalise":
         p_BTK = p_BTK / jnp.sum(p_BTK, axis=-1, keepdims=True)
         rest_BT = jnp.zeros_like(rest_BT)
-    loss_BT = _kl_kept_and_rest(temperature, logits_BTV, topk_ids_BTK, p_BTK, rest_BT)
+    loss_BT = cast(
+        jax.Array, _kl_kept_and_rest(temperature, logits_BTV, topk_ids_BTK, p_BTK, rest_BT)
+    )
     return jnp.sum(loss_BT * weights_BT), jnp.sum(weights_BT)
 
 

@@ -53,7 +53,7 @@ def _scanned(layer: type[nn.Module], config: T5Config, length: int, broadcast: i
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * broadcast,
+        in_axes=cast(Any, (nn.broadcast,) * broadcast),  # Flax annotates an int alone
         length=length,
         metadata_params={nn.PARTITION_NAME: shapes.LAYERS},
         unroll=min(config.scan_unroll, length),
@@ -69,13 +69,12 @@ class Embedder(nn.Module):
         config = self.config
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), (shapes.VOCAB, shapes.EMBED)
-            ),
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), (shapes.VOCAB, shapes.EMBED)),
             (config.vocab_size, config.emb_dim),
+            unbox=True,
         )
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: shapes.Array) -> jax.Array:
         # A gather: T5X's product with a one-hot matrix costs V times as much on a CPU.
         return self.embedding[tokens].astype(self.config.dtype)
 
@@ -86,7 +85,7 @@ class Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BSE: jax.Array, segments_BS: jax.Array) -> jax.Array:
+    def __call__(self, x_BSE: jax.Array, segments_BS: shapes.Array) -> jax.Array:
         config = self.config
         positions_S = jnp.arange(x_BSE.shape[1])
         position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(
@@ -94,9 +93,7 @@ class Encoder(nn.Module):
         )
         biases = (position_bias, attention_bias(same_segment(segments_BS, segments_BS)))
         drop = Dropout(config.dropout_rate)
-        x_BSE, _ = _scanned(EncoderLayer, config, config.num_encoder_layers, 1)(
-            drop(x_BSE), biases
-        )
+        x_BSE, _ = _scanned(EncoderLayer, config, config.num_encoder_layers, 1)(drop(x_BSE), biases)
         return drop(RMSNorm(config.dtype, name="encoder_norm")(x_BSE))
 
 
@@ -110,8 +107,8 @@ class Decoder(nn.Module):
         self,
         x_BTE: jax.Array,
         encoded_BSE: jax.Array,
-        encoder_segments_BS: jax.Array,
-        segments_BT: jax.Array,
+        encoder_segments_BS: shapes.Array,
+        segments_BT: shapes.Array,
     ) -> jax.Array:
         config = self.config
         length = x_BTE.shape[1]
@@ -132,7 +129,7 @@ class Decoder(nn.Module):
         return drop(RMSNorm(config.dtype, name="decoder_norm")(x_BTE))
 
 
-def same_segment(query_segments_BQ: jax.Array, key_segments_BN: jax.Array) -> jax.Array:
+def same_segment(query_segments_BQ: shapes.Array, key_segments_BN: shapes.Array) -> shapes.Array:
     """True [B, Q, N] where both positions belong to the same segment; segment 0 is padding."""
     same = query_segments_BQ[:, :, None] == key_segments_BN[:, None, :]
     return same & (key_segments_BN[:, None, :] > 0)
@@ -156,16 +153,16 @@ class T5(nn.Module):
                 config.dtype,
             )
 
-    def encode(self, tokens_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+    def encode(self, tokens_BS: shapes.Array, segments_BS: shapes.Array) -> jax.Array:
         """Encoder states [B, S, E] in the activations' dtype."""
         return self.encoder(self.token_embedder(tokens_BS), segments_BS)
 
     def decode(
         self,
         encoded_BSE: jax.Array,
-        encoder_segments_BS: jax.Array,
-        inputs_BT: jax.Array,
-        segments_BT: jax.Array,
+        encoder_segments_BS: shapes.Array,
+        inputs_BT: shapes.Array,
+        segments_BT: shapes.Array,
     ) -> jax.Array:
         """Decoder states [B, T, E] after the final norm, before the output head."""
         return self.decoder(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import ClassVar, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -55,7 +56,11 @@ class RunContext:
     stop: StopRequest
     report: Report
     prepare: Prepare
-    _lock: IO[str]
+    _resources: contextlib.ExitStack  # the directory's lock and the meter
+
+    # Until when a run of this process was metered: the next one is billed from there, so that
+    # no second of a process is paid twice. None: from the start of the process.
+    _metered_until: ClassVar[float | None] = None
 
     @classmethod
     def open(
@@ -74,52 +79,68 @@ class RunContext:
             use by another process.
         """
         directory = Path(config.model_dir)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = open(directory / ".lock", "w")
-        except OSError as error:
-            raise ValueError(
-                f"The run directory {directory} cannot be written: {error}. Choose another "
-                "MODEL_DIR."
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"Another process works in {directory}. Wait for it, or choose another MODEL_DIR."
-            ) from error
-        _refuse_another_run(directory, config)
-        ledger = Ledger(directory / "ledger.jsonl")
-        meter = Meter(directory / "meter.json", is_billed=ledger.has)
-        devices = jax.devices()
-        meter.hold(devices[0].device_kind, len(devices), _device_price(config, devices[0]))
-        not_counted = ledgers.NOT_COUNTED if config.cost.uncounted_hours < 0 else ()
-        facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
-        mesh = make_mesh(devices=devices)
-        return cls(
-            config, task, directory, mesh, meter, ledger, facts, stop, report, prepare, lock
-        )
+        with contextlib.ExitStack() as opened:  # closes what is open if anything below fails
+            opened.enter_context(_locked(directory))
+            _refuse_another_run(directory, config)
+            ledger = Ledger(directory / "ledger.jsonl")
+            meter = opened.enter_context(
+                Meter(
+                    directory / "meter.json",
+                    is_billed=ledger.has,
+                    process_started=cls._metered_until,
+                )
+            )
+            opened.callback(cls._end_metering)
+            devices = jax.devices()
+            device_kind = devices[0].device_kind
+            price = _device_price(config, device_kind)
+            holding = meter.hold(device_kind, len(devices), price)
+            not_counted = ledgers.NOT_COUNTED if config.cost.uncounted_hours < 0 else ()
+            facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
+            if config.cost.uncounted_hours >= 0 and not ledger.has(ledgers.OUTSIDE):
+                ledger.append(ledgers.outside_row(facts, holding, config.cost.uncounted_hours))
+            return cls(
+                config=config,
+                task=task,
+                directory=directory,
+                mesh=make_mesh(
+                    fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices
+                ),
+                meter=meter,
+                ledger=ledger,
+                facts=facts,
+                stop=stop,
+                report=report,
+                prepare=prepare,
+                _resources=opened.pop_all(),
+            )
+
+    @classmethod
+    def _end_metering(cls) -> None:
+        cls._metered_until = time.monotonic()
 
     def __enter__(self) -> RunContext:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        try:
+        with self._resources:
             self.bill(LAUNCH, ledgers.SHARED)
-        finally:
-            self.meter.close()
-            self._lock.close()
 
     @contextlib.contextmanager
     def stage(self, name: str, strategy: str) -> Iterator[Path]:
         """The time inside is the stage's; on leaving it finished, its ledger row is written.
 
         A stage that is interrupted stays unbilled in the meter, and is billed as one when it
-        ends.
+        ends. One found finished takes no time of its own: it has a row only if a crash came
+        between its end and its bill.
         """
         self.stop.check()
-        with self.meter.stage(name):
-            yield self.directory / name
+        directory = self.directory / name
+        if manifest.is_finished(directory):
+            yield directory
+        else:
+            with self.meter.stage(name):
+                yield directory
         self.bill(name, strategy)
 
     def bill(self, stage: str, strategy: str) -> None:
@@ -146,11 +167,32 @@ class RunContext:
         return int(fingerprint([self.config.seed, purpose])[:8], 16)
 
 
-def _device_price(config: RunConfig, device: jax.Device) -> Price:
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The run directory, made where missing, for this process alone."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / ".lock", "w")
+    except OSError as error:
+        raise ValueError(
+            f"The run directory {directory} cannot be written: {error}. Choose another "
+            "MODEL_DIR, or free some space."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"Another process works in {directory}. Wait for it, or choose another MODEL_DIR."
+            ) from error
+        yield
+
+
+def _device_price(config: RunConfig, device_kind: str) -> Price:
     price_usd = config.cost.price_usd_per_device_hour
     if price_usd >= 0:
         return user_price(price_usd)
-    return PriceBook.load().device_price(device.device_kind)
+    return PriceBook.load().device_price(device_kind)
 
 
 def _refuse_another_run(directory: Path, config: RunConfig) -> None:

@@ -25,15 +25,10 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
     A crash loses the shard in flight and nothing else; a damaged shard is made again.
 
     Raises:
-      ValueError: there is no unlabelled text, or the teacher's logits are not finite.
+      ValueError: the teacher's logits are not finite.
     """
     config, data = context.config.label, context.config.data
     examples = store.examples("unlabeled")
-    if len(examples) == 0:
-        raise ValueError(
-            "There is no unlabelled text to distil on. Lower NUM_LABELS, so that the sources of "
-            "the other rows become unlabelled text, or bring more text."
-        )
     header = SoftLabelHeader(
         teacher_fingerprint=teacher.fingerprint,
         data_fingerprint=store.fingerprint,
@@ -43,25 +38,38 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
         temperatures=config.temperatures,
         decoding=f"greedy, at most {data.target_length} tokens",
     )
-    with context.stage(STAGE, "distill") as directory:
-        outputs = manifest.begin(directory, {"header": header, "examples": len(examples)})
-        labels = directory / "soft_labels"
-        if outputs is not None:
-            return labels
-        writer = SoftLabelWriter(labels, header, len(examples), config.shard_examples)
-        pending = writer.pending()
-        if pending:
-            params = teacher.params(context)
-            done = len(examples) - sum(len(shard) for shard in pending.values())
-            with tqdm(
-                total=len(examples), initial=done, desc=STAGE, unit="text", disable=None
-            ) as bar:
-                for shard, indices in pending.items():
-                    rows = _label_shard(context, params, teacher, examples, indices, bar)
-                    writer.write_shard(shard, rows)
-        writer.finish()
-        manifest.finish(directory, {"tokens": SoftLabelReader.open(labels, {}).num_tokens})
+    directory = context.directory / STAGE
+    labels = directory / "soft_labels"
+    settings = {"header": header, "examples": len(examples)}
+    finished = manifest.begin(directory, settings) is not None
+    writer = SoftLabelWriter(labels, header, len(examples), config.shard_examples)
+    pending = writer.pending()
+    if finished and pending:
+        manifest.reopen(directory)  # damaged since: there is work again, and time to bill
+    with context.stage(STAGE, "distill"):
+        if pending or not finished:
+            _label_shards(context, teacher, examples, pending, writer)
+            writer.finish()
+            tokens = SoftLabelReader.open(labels, {}).num_tokens
+            manifest.finish(directory, {"tokens": tokens})
     return labels
+
+
+def _label_shards(
+    context: RunContext,
+    teacher: Model,
+    examples: Examples,
+    pending: dict[int, range],
+    writer: SoftLabelWriter,
+) -> None:
+    if not pending:
+        return
+    params = teacher.params(context)
+    done = len(examples) - sum(len(shard) for shard in pending.values())
+    with tqdm(total=len(examples), initial=done, desc=STAGE, unit="text", disable=None) as bar:
+        for shard, indices in pending.items():
+            rows = _label_shard(context, params, teacher, examples, indices, bar)
+            writer.write_shard(shard, rows)
 
 
 def _label_shard(

@@ -56,6 +56,18 @@ def finish(directory: Path, outputs: dict[str, Any]) -> dict[str, Any]:
     return manifest["outputs"]
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether a stage has finished there, with whatever settings."""
+    return (directory / _NAME).exists() and "outputs" in read(directory)
+
+
+def reopen(directory: Path) -> None:
+    """Makes a finished stage an unfinished one, for outputs that were damaged since."""
+    manifest = read(directory)
+    manifest.pop("outputs", None)
+    write_json(directory / _NAME, manifest)
+
+
 def read(directory: Path) -> dict[str, Any]:
     """The manifest of a stage that has begun."""
     return read_json(directory / _NAME)

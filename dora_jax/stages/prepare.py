@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+from dora_jax.config import DataConfig, RunConfig, to_dict
 from dora_jax.data.token_store import TokenStore
 from dora_jax.stages import manifest
 from dora_jax.stages.context import RunContext
 
 STAGE = "prepare"
+# Where a store's rows came from: of no concern to a run that names the store itself.
+_ORIGIN = ("token_store", "data_dir", "vocabulary", "vocabulary_pieces", "on_bad_row")
 
 
 def prepare(context: RunContext) -> TokenStore:
     """The run's token store: the one named in the config, or one made now or earlier.
 
     Raises:
-      ValueError: the named store is of another task, or holds other rows than asked for.
+      ValueError: the named store is of another task, or holds other rows than asked for; there
+        is no unlabelled text to distil on; a network is too small for the vocabulary.
     """
     data = context.config.data
     if data.token_store:
         store = TokenStore.open(data.token_store)
-        found = store.manifest["task"]
-        if found != data.task:
-            raise ValueError(
-                f"The token store {data.token_store} holds the task {found!r}; this run is for "
-                f"{data.task!r}. Set TOKEN_STORE to another one, or to '' to prepare one."
-            )
+        _require_rows_asked_for(store, data)
         context.report(f"token store: {data.token_store}, prepared before")
-        return store
+    else:
+        store = _prepare(context, data)
+    _require_what_the_run_needs(store, context.config)
+    return store
+
+
+def _prepare(context: RunContext, data: DataConfig) -> TokenStore:
     with context.stage(STAGE, "shared") as directory:
-        outputs = manifest.begin(directory, {"data": data})
-        if outputs is not None:
-            return TokenStore.open(directory / outputs["tokens"])
+        tokens = directory / "tokens"
+        if manifest.begin(directory, {"data": data}) is not None:
+            return TokenStore.open(tokens)
         with context.meter.phase("prepare"):
-            store = context.prepare(data, directory / "tokens", context.report)
+            # A store under its name is whole: a crash came before the manifest knew of it.
+            if tokens.exists():
+                store = TokenStore.open(tokens)
+            else:
+                store = context.prepare(data, tokens, context.report)
             manifest.finish(directory, {"tokens": "tokens", "fingerprint": store.fingerprint})
         return store
+
+
+def _require_rows_asked_for(store: TokenStore, data: DataConfig) -> None:
+    found = store.manifest["task"]
+    if found != data.task:
+        raise ValueError(
+            f"The token store {data.token_store} holds the task {found!r}; this run is for "
+            f"{data.task!r}. Set TOKEN_STORE to another one, or to '' to prepare one."
+        )
+    prepared = store.manifest["data"]
+    differences = [
+        f"  {name}: {prepared.get(name)!r} in the store, {wanted!r} now"
+        for name, wanted in to_dict(data).items()
+        if name not in _ORIGIN and prepared.get(name) != wanted
+    ]
+    if differences:
+        listed = "\n".join(differences)
+        raise ValueError(
+            f"The token store {data.token_store} holds other rows than this run asks for:\n"
+            f"{listed}\nTake the store's settings, name another one, or set TOKEN_STORE to '' to "
+            "prepare one."
+        )
+
+
+def _require_what_the_run_needs(store: TokenStore, config: RunConfig) -> None:
+    """Tells at the start what would stop the run after it has been paid for in part."""
+    store.vocabulary.check_size(config.student.network.vocab_size)
+    if "distill" in config.strategies:
+        store.vocabulary.check_size(config.teacher.network.vocab_size)
+        if len(store.examples("unlabeled")) == 0:
+            raise ValueError(
+                "There is no unlabelled text to distil on. Lower NUM_LABELS, so that the sources "
+                "of the other rows become unlabelled text, or bring more text."
+            )

@@ -61,9 +61,7 @@ def pretrain(context: RunContext, store: TokenStore, source: ModelSource, name: 
         source.network,
         source.pretrain.train,
         examples,
-        lambda: init_params(
-            source.network, seed, context.mesh, source.pretrain.copying_start
-        ),
+        lambda: init_params(source.network, seed, context.mesh, source.pretrain.copying_start),
         validated=False,
     )
 
@@ -90,9 +88,7 @@ def finetune(
     )
 
 
-def distill(
-    context: RunContext, store: TokenStore, start: weights.Start, labels: Path
-) -> Model:
+def distill(context: RunContext, store: TokenStore, start: weights.Start, labels: Path) -> Model:
     """Training the student on the teacher's soft labels, with a share of human ones."""
     config = context.config.distill
     reader = SoftLabelReader.open(
@@ -141,7 +137,6 @@ def _train(
     with context.stage(name, strategy) as directory:
         outputs = manifest.begin(directory, settings)
         if outputs is None:
-            store.vocabulary.check_size(network.vocab_size)
             training = Training(
                 name=name,
                 directory=directory,

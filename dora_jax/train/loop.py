@@ -104,12 +104,19 @@ class _Run:
                 self.state, record = self.checkpoints.restore(latest, target)
                 self.progress = Progress(**record)
         self.start = latest or 0
+        self._forget_what_a_crash_undid()
         self.log = MetricsLog(training.directory, self.start)
         loss_fn = make_loss_fn(training.network, config, training.temperature_index)
         self.step_fn = make_train_step(loss_fn, optimizer, config.microbatches)
         self.batch_sharding = partitioning.batch_sharding(training.mesh)
         self.compiled: dict[Any, Callable[..., tuple[TrainState, StepMetrics]]] = {}
         self.window = _Window()
+
+    def _forget_what_a_crash_undid(self) -> None:
+        """Later updates are done again, maybe on other devices and with other last bits."""
+        self.best.forget_after(self.start)
+        if self.progress.best_step not in self.best.steps():
+            self.progress.best_value = -math.inf
 
     def to_the_end(self) -> Progress:
         t, config = self.t, self.t.config
@@ -133,10 +140,11 @@ class _Run:
                 bar.update()
                 if last or (config.eval_every_steps and step % config.eval_every_steps == 0):
                     self._validate(step)
-                if last or step % config.checkpoint_every_steps == 0 or t.stop.reason:
+                stopping = t.stop.reason  # read once: the signal may come at any moment
+                if last or step % config.checkpoint_every_steps == 0 or stopping:
                     self._save(step)
-                if t.stop.reason and not last:
-                    raise Interrupted(f"{t.stop.reason}, after update {step} of {t.name}")
+                if stopping and not last:
+                    raise Interrupted(f"{stopping}, after update {step} of {t.name}")
             return self.progress
         finally:
             batches.close()
@@ -162,7 +170,7 @@ class _Run:
             began = time.monotonic()
         with self.t.meter.phase("step"):
             self.state, metrics = self.compiled[shape](self.state, batch)
-            self.window.add(step, metrics.loss, packed.tokens, time.monotonic() - began)
+            self.window.add(step, metrics, packed.tokens, time.monotonic() - began)
         self.t.meter.count(
             examples=packed.examples,
             tokens=packed.tokens,
@@ -185,12 +193,7 @@ class _Run:
         if values is None:
             return
         step = self.window.last_step
-        if not math.isfinite(values["loss"]):
-            raise ValueError(
-                f"The loss of {self.t.name} is {values['loss']} at update {step}. Lower the "
-                "learning rate, raise the warm-up, or set a gradient_clip_norm; the last "
-                "checkpoint before it is kept."
-            )
+        self._require_finite("loss", values["loss"], step)
         values["dollars"] = self.t.spent_usd()
         self.log.write(step, values)
         bar.set_postfix_str(
@@ -199,8 +202,25 @@ class _Run:
             refresh=False,
         )
 
+    def _require_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The {what} of {self.t.name} is {value} at update {step}. Lower the learning "
+                "rate, raise the warm-up, or set a gradient_clip_norm, in another MODEL_DIR; the "
+                "last checkpoint before it is kept."
+            )
+
+    def _require_sound_state(self, step: int) -> None:
+        """What is kept must not be broken. Copying the state waits for the device anyway."""
+        metrics = self.window.updates[-1][1]
+        with self.t.meter.phase("step"):
+            loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
+        self._require_finite("loss", loss, step)
+        self._require_finite("gradient norm", gradient_norm, step)
+
     def _validate(self, step: int) -> None:
         t = self.t
+        self._require_sound_state(step)
         if t.validate is None:
             value = float(step)  # without validation the last parameters are the best
         else:
@@ -214,39 +234,38 @@ class _Run:
                 self.best.save(step, self.state.params, {VALUE: value})
 
     def _save(self, step: int) -> None:
+        self._require_sound_state(step)
         with self.t.meter.phase("checkpoint"):
             # The best parameters first: a checkpoint that names them must find them.
             self.best.wait()
             self.checkpoints.save(step, self.state, dataclasses.asdict(self.progress))
-            if self.t.stop.reason:
-                self.checkpoints.wait()
 
 
 @dataclasses.dataclass
 class _Window:
     """The updates since the last log row; only those that have surely finished are fetched."""
 
-    losses: list[tuple[int, jax.Array]] = dataclasses.field(default_factory=list)
+    updates: list[tuple[int, StepMetrics]] = dataclasses.field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     last_step: int = 0  # of the row taken last
 
-    def add(self, step: int, loss: jax.Array, tokens: int, dispatch_seconds: float) -> None:
+    def add(self, step: int, metrics: StepMetrics, tokens: int, dispatch_seconds: float) -> None:
         began = time.monotonic()
-        if self.losses:
+        if self.updates:
             # Waits for the update before this one: one stays in flight, not a queue of them.
-            self.losses[-1][1].block_until_ready()
-        self.losses.append((step, loss))
+            self.updates[-1][1].loss.block_until_ready()
+        self.updates.append((step, metrics))
         self.tokens += tokens
         self.seconds += dispatch_seconds + time.monotonic() - began
 
     def take(self) -> dict[str, float] | None:
         """Means over the finished updates, which leave the window; None where there is none."""
-        finished, self.losses = self.losses[:-1], self.losses[-1:]
+        finished, self.updates = self.updates[:-1], self.updates[-1:]
         if not finished:
             return None
         values = {
-            "loss": sum(float(loss) for _, loss in finished) / len(finished),
+            "loss": sum(float(metrics.loss) for _, metrics in finished) / len(finished),
             "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
         }
         self.last_step, self.tokens, self.seconds = finished[-1][0], 0, 0.0
@@ -258,7 +277,5 @@ def _placed(state: TrainState, shardings: TrainState) -> TrainState:
 
 
 def _flops(network: T5Config, batch: Seq2SeqBatch) -> float:
-    tokens = flops.TokenCounts.from_segments(
-        batch.encoder_segments_BS, batch.decoder_segments_BT
-    )
+    tokens = flops.TokenCounts.from_segments(batch.encoder_segments_BS, batch.decoder_segments_BT)
     return flops.training_flops(network, tokens)

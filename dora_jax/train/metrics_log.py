@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tensorboard.compat.proto import event_pb2, summary_pb2
+# protobuf makes these classes at run time, where pyright cannot see them.
+from tensorboard.compat.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+    Event,
+    SessionLog,
+)
+from tensorboard.compat.proto.summary_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+    Summary,
+)
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
@@ -32,17 +39,14 @@ class MetricsLog:
         self._event_writer = RecordWriter(self._events)
         self._write_event(file_version="brain.Event:2")
         # Tells TensorBoard to forget what an undone part of the run has written.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = SessionLog(status=SessionLog.START)
         self._write_event(step=resume_step + 1, session_log=start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._rows.write(json.dumps({"step": step, **values}) + "\n")
         self._rows.flush()
-        scalars = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-        ]
-        self._write_event(step=step, summary=summary_pb2.Summary(value=scalars))
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write_event(step=step, summary=Summary(value=scalars))
         self._events.flush()
 
     def close(self) -> None:
@@ -50,7 +54,7 @@ class MetricsLog:
         self._events.close()
 
     def _write_event(self, **fields: object) -> None:
-        event = event_pb2.Event(wall_time=time.time(), **fields)
+        event = Event(wall_time=time.time(), **fields)
         self._event_writer.write(event.SerializeToString())
 
     def _drop_rows_after(self, step: int) -> None:

@@ -57,7 +57,7 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
 def _stacks(params: Any) -> Any:
     """Each parameter's stack ("encoder" or "decoder"), or "single" where it is in none."""
 
-    def label(path: tuple[jax.tree_util.DictKey, ...], _: Any) -> str:
+    def label(path: tuple, _: Any) -> str:
         return path[0].key if any(entry.key == STACKED for entry in path) else "single"
 
     return jax.tree_util.tree_map_with_path(label, params)

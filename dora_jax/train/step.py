@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
 from dora_jax.config import T5Config, TrainConfig
-from dora_jax.model.losses import batch_loss
 from dora_jax.model import t5
+from dora_jax.model.losses import batch_loss
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
 from dora_jax.shapes import Seq2SeqBatch
@@ -46,7 +46,7 @@ def make_loss_fn(network: T5Config, train: TrainConfig, temperature_index: int =
 
     def loss_fn(params: Params, batch: Seq2SeqBatch, key: jax.Array):
         logits_BTV = model.apply({"params": params}, batch, rngs={"dropout": key})
-        return batch_loss(logits_BTV, batch, train, temperature_index)
+        return batch_loss(cast(jax.Array, logits_BTV), batch, train, temperature_index)
 
     return loss_fn
 
@@ -123,9 +123,7 @@ def abstract_params(network: T5Config, mesh: Mesh) -> Params:
     )
 
 
-def init_params(
-    network: T5Config, seed: int, mesh: Mesh, copying_start: bool = False
-) -> Params:
+def init_params(network: T5Config, seed: int, mesh: Mesh, copying_start: bool = False) -> Params:
     """Random parameters, made straight in their shardings: never whole in one place."""
 
     def make(seed: jax.Array) -> Params:
@@ -155,7 +153,7 @@ def state_shardings(
 
     slots = jax.tree.map_with_path(slot_sharding, jax.eval_shape(optimizer.init, params))
     param_shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-    return TrainState(replicated, param_shardings, slots, replicated)
+    return TrainState._make((replicated, param_shardings, slots, replicated))
 
 
 def _place(path: tuple) -> tuple[str, ...]:
