@@ -95,17 +95,19 @@ def our_side(loader: PackedLoader, optimizer: OptimizerConfig) -> Side:
 def torch_side(name: str, loader: PackedLoader, optimizer: OptimizerConfig, bf16: bool) -> Side:
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=32128,
-            d_model=512,
-            d_kv=64,
-            d_ff=1024,
-            num_layers=8,
-            num_heads=6,
-            dropout_rate=DROPOUT,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
+        transformers.T5Config.from_dict(
+            {
+                "vocab_size": 32128,
+                "d_model": 512,
+                "d_kv": 64,
+                "d_ff": 1024,
+                "num_layers": 8,
+                "num_heads": 6,
+                "dropout_rate": DROPOUT,
+                "feed_forward_proj": "gated-gelu",
+                "tie_word_embeddings": False,
+                "decoder_start_token_id": 0,
+            }
         )
     ).train()
     if optimizer.name == "adafactor":

@@ -86,11 +86,10 @@ def tiny_config(directory: Path, **changes: Any) -> RunConfig:
 def sentences(split: str, count: int) -> tuple[list[str], list[str]]:
     """Sources and targets in the manner of WLP; no two splits share a sentence."""
     first = 100 * SPLITS.index(split)
-    pairs = [
-        (f"Add {i} ml of buffer {i % 7} .", f"Add [Action] {i} ml [Amount] buffer {i % 7} [Reagent]")
-        for i in range(first, first + count)
-    ]
-    return [source for source, _ in pairs], [target for _, target in pairs]
+    numbers = range(first, first + count)
+    sources = [f"Add {i} ml of buffer {i % 7} ." for i in numbers]
+    targets = [f"Add [Action] {i} ml [Amount] buffer {i % 7} [Reagent]" for i in numbers]
+    return sources, targets
 
 
 def write_tiny_store(
@@ -153,8 +152,18 @@ def final_params(directory: Path, stage: str, network: T5Config = NETWORK) -> Pa
 
 
 def assert_same_bits(one: Params, other: Params) -> None:
-    places_of_one, places_of_other = jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other)
+    places_of_one = jax.tree.leaves_with_path(one)
+    places_of_other = jax.tree.leaves_with_path(other)
     assert len(places_of_one) > 10
     assert [path for path, _ in places_of_one] == [path for path, _ in places_of_other]
     for (path, a), (_, b) in zip(places_of_one, places_of_other, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory with its content."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }

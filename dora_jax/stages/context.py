@@ -103,9 +103,7 @@ class RunContext:
                 config=config,
                 task=task,
                 directory=directory,
-                mesh=make_mesh(
-                    fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices
-                ),
+                mesh=make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices),
                 meter=meter,
                 ledger=ledger,
                 facts=facts,
