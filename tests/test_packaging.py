@@ -48,7 +48,8 @@ def third_party_imports(*folders: str) -> set[str]:
             else:
                 continue
             modules |= {name.split(".")[0] for name in found}
-    modules -= {*sys.stdlib_module_names, "dora_jax", "t5_reference"}  # the last is of tests/
+    beside_the_tests = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    modules -= {*sys.stdlib_module_names, "dora_jax", *beside_the_tests}
     # What is not installed here, torch perhaps, counts under its module's name.
     return {canonicalize_name(DISTRIBUTIONS.get(module, [module])[0]) for module in modules}
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import math
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tiny_run import (
     EVALUATED,
-    NETWORK,
     ROWS,
     TRAIN,
     TRAINED,
-    assert_same_bits,
-    final_params,
+    compiling_cheaply,
     manifest_of,
     open_run,
     read_rows,
@@ -32,16 +27,9 @@ from tiny_run import (
 
 from dora_jax import strategies
 from dora_jax.cost.ledger import Ledger, LedgerRow
-from dora_jax.cost.meter import Meter
-from dora_jax.cost.prices import user_price
-from dora_jax.data.loader import LabelledSource, PackedLoader
 from dora_jax.data.token_store import TokenStore
-from dora_jax.parallel.mesh import make_mesh
 from dora_jax.stages.prepare import prepare
-from dora_jax.stopping import Interrupted, StopRequest
 from dora_jax.strategies import Result
-from dora_jax.train.loop import Progress, Training
-from dora_jax.train.step import init_params
 
 ALL_STAGES = ("prepare", *TRAINED, *EVALUATED, "label")
 CHANGED_BY_EVERY_START = ("ledger.jsonl", "meter.json", ".lock")
@@ -49,20 +37,8 @@ CHANGED_BY_EVERY_START = ("ledger.jsonl", "meter.json", ".lock")
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here measures speed, and most stages compile the same step."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 class Finished(NamedTuple):
@@ -240,8 +216,8 @@ def must_not_prepare(*arguments: object) -> TokenStore:
 
 
 def test_a_crash_between_the_token_store_and_its_manifest(tmp_path: Path) -> None:
-    def killed(*arguments: object) -> TokenStore:
-        write_tiny_store(*arguments)  # type: ignore[arg-type]
+    def killed(*arguments: Any) -> TokenStore:
+        write_tiny_store(*arguments)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), open_run(tiny_config(tmp_path), killed) as context:
@@ -274,145 +250,3 @@ def test_a_damaged_shard_of_soft_labels_alone_is_made_again(
     assert (label_row.stage, launch_row.stage) == ("label", "launch")
     assert label_row.examples == 8
     assert label_row.seconds["label"] > 0
-
-
-# --- The training loop
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    return write_tiny_store(tiny_config(Path()).data, tmp_path_factory.mktemp("store") / "tokens")
-
-
-class Script:
-    """A validation that returns given values, one after another."""
-
-    def __init__(self, *values: float, stop: StopRequest | None = None, ask_at: int = -1) -> None:
-        self.values, self.calls, self.stop, self.ask_at = values, 0, stop, ask_at
-
-    def __call__(self, params: object) -> dict[str, float]:
-        value = self.values[self.calls]
-        if self.stop and self.calls == self.ask_at:
-            self.stop.ask("SIGTERM")
-        self.calls += 1
-        return {"value": value}
-
-
-def train(
-    store: TokenStore,
-    directory: Path,
-    validate: Script,
-    *,
-    stop: StopRequest | None = None,
-    **changes: object,
-) -> Progress:
-    """Trains 8 updates on the labels, validating and saving every second."""
-    settings = {"train_steps": 8, "eval_every_steps": 2, "checkpoint_every_steps": 2, **changes}
-    config = dataclasses.replace(TRAIN, **settings)  # type: ignore[arg-type]
-    mesh = make_mesh(devices=jax.devices()[:1])
-    directory.mkdir(exist_ok=True)
-    with Meter(directory / "meter.json", persist_every_seconds=0) as meter:
-        meter.hold("cpu", 1, user_price(0.0))
-        with meter.stage("teach"):
-            training = Training(
-                name="teach",
-                directory=directory / "teach",
-                network=NETWORK,
-                config=config,
-                loader=PackedLoader(
-                    LabelledSource(store.examples("train")),
-                    batch_size=8,
-                    source_length=24,
-                    target_length=24,
-                    seed=0,
-                    max_row_buckets=1,
-                ),
-                mesh=mesh,
-                seed=0,
-                meter=meter,
-                stop=stop or StopRequest(),
-                spent_usd=lambda: 0.0,
-                validate=validate,
-            )
-            return training.run(lambda: init_params(NETWORK, 0, mesh))
-
-
-def steps(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-def test_the_best_checkpoint_on_validation_is_kept(store: TokenStore, tmp_path: Path) -> None:
-    progress = train(store, tmp_path, Script(1.0, 5.0, 4.0, 5.0))
-    assert (progress.best_step, progress.best_value) == (4, 5.0)
-    assert steps(tmp_path / "teach" / "best") == ["4"]
-    assert steps(tmp_path / "teach" / "checkpoints") == ["6", "8"]
-    rows = read_rows(tmp_path / "teach" / "metrics.jsonl")
-    values = {row["step"]: row["validation/value"] for row in rows if "validation/value" in row}
-    assert values == {2: 1.0, 4: 5.0, 6: 4.0, 8: 5.0}
-
-
-def test_training_stops_early_without_a_new_best(store: TokenStore, tmp_path: Path) -> None:
-    script = Script(3.0, 2.0, 1.0)
-    progress = train(store, tmp_path, script, early_stop_evals=2, train_steps=100)
-    assert script.calls == 3
-    assert (progress.best_step, progress.evals_since_best) == (2, 2)
-    assert steps(tmp_path / "teach" / "best") == ["2"]
-
-
-def test_a_stop_saves_and_the_next_start_ends_with_the_same_bits(
-    store: TokenStore, tmp_path: Path
-) -> None:
-    train(store, tmp_path / "whole", Script(1.0, 3.0, 2.0, 4.0))
-    stop = StopRequest()
-    with pytest.raises(Interrupted, match="SIGTERM, after update 4 of teach"):
-        script = Script(1.0, 3.0, stop=stop, ask_at=1)
-        train(store, tmp_path / "stopped", script, stop=stop, checkpoint_every_steps=3)
-    assert steps(tmp_path / "stopped" / "teach" / "checkpoints") == ["3", "4"]
-    train(store, tmp_path / "stopped", Script(2.0, 4.0))
-    for directory in (tmp_path / "whole", tmp_path / "stopped"):
-        rows = read_rows(directory / "teach" / "metrics.jsonl")
-        assert [row["step"] for row in rows if "validation/value" in row] == [2, 4, 6, 8]
-        (directory / "teach" / "manifest.json").write_text('{"outputs": {"best_step": 8}}')
-    one, other = (final_params(tmp_path / name, "teach") for name in ("whole", "stopped"))
-    assert_same_bits(one, other)
-
-
-def test_a_best_that_a_crash_undid_is_no_best(store: TokenStore, tmp_path: Path) -> None:
-    """Done again on other devices the updates may score otherwise; the best must still be there."""
-
-    class Killed(BaseException):
-        pass
-
-    def killed_at_the_third(params: object) -> dict[str, float]:
-        if script.calls == 2:
-            raise Killed
-        return script(params)
-
-    script = Script(1.0, 9.0)
-    with pytest.raises(Killed):
-        train(store, tmp_path, killed_at_the_third, checkpoint_every_steps=3)  # type: ignore[arg-type]
-    assert steps(tmp_path / "teach" / "checkpoints") == ["3"]
-    assert steps(tmp_path / "teach" / "best") == ["4"]
-    progress = train(store, tmp_path, Script(0.5, 0.7, 0.6), checkpoint_every_steps=3)
-    assert (progress.best_step, progress.best_value) == (6, 0.7)
-    assert steps(tmp_path / "teach" / "best") == ["6"]
-
-
-@pytest.mark.parametrize("log_every_steps", [1, 100])
-def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
-    store: TokenStore, tmp_path: Path, log_every_steps: int
-) -> None:
-    train(store, tmp_path, Script(1.0), train_steps=2)
-    kept = snapshot(tmp_path / "teach" / "checkpoints")
-    broken = dataclasses.replace(TRAIN.optimizer, learning_rate=math.inf)
-    with pytest.raises(ValueError, match=r"of teach is (nan|inf) at update \d.*Lower the learning"):
-        train(
-            store,
-            tmp_path,
-            Script(1.0, 1.0, 1.0),
-            optimizer=broken,
-            log_every_steps=log_every_steps,
-        )
-    after = snapshot(tmp_path / "teach" / "checkpoints")
-    assert {name: after[name] for name in kept} == kept
-    assert steps(tmp_path / "teach" / "checkpoints") == ["2"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from dora_jax.checkpoints import native
@@ -30,7 +32,7 @@ from dora_jax.data.vocab import Vocabulary, train_sentencepiece
 from dora_jax.model.t5 import Params
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.shapes import EOS_ID, Examples
-from dora_jax.stages.context import RunContext, StopRequest
+from dora_jax.stages.context import RunContext, StopRequest, Task
 from dora_jax.tasks.task import get_task
 from dora_jax.train.step import abstract_params
 
@@ -62,6 +64,24 @@ TRAIN = TrainConfig(
     checkpoint_every_steps=2,
     log_every_steps=2,
 )
+
+
+@contextlib.contextmanager
+def compiling_cheaply(folder: Path) -> Iterator[None]:
+    """Hardly optimised programs, kept in a folder: most stages compile the same step."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def tiny_config(directory: Path, **changes: Any) -> RunConfig:
@@ -127,11 +147,11 @@ def open_run(
     config: RunConfig,
     prepare: Callable[..., TokenStore] = write_tiny_store,
     report: Callable[[str], None] = lambda line: None,
-    stop: StopRequest | None = None,
+    task: Task | None = None,
 ) -> RunContext:
     """The run directory, opened by the engine's own means."""
     return RunContext.open(
-        config, get_task("wlp"), prepare=prepare, report=report, stop=stop or StopRequest()
+        config, task or get_task("wlp"), prepare=prepare, report=report, stop=StopRequest()
     )
 
 

@@ -6,15 +6,21 @@ never found again. Only this module knows Orbax.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-# Orbax tells every step of every save at INFO and its own thread tuning as warnings.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax tells every step of every save at INFO, its own thread tuning as warnings, and what it
+# raises, with two tracebacks, as errors.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -47,12 +53,13 @@ class Checkpoints:
           state: a tree of arrays.
           record: JSON-able.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
-        )
+        with self._full_disk_named():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """The state of a step, straight into the shardings of `abstract_state`.
@@ -81,10 +88,24 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything started is on disk."""
-        self._manager.wait_until_finished()
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._full_disk_named():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """TensorStore raises a ValueError where the rest of Python raises an OSError."""
+        try:
+            yield
+        except ValueError as error:
+            code = re.search(rf"os_error_code='({errno.ENOSPC}|{errno.EDQUOT})'", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(self._manager.directory)) from error
 
 
 def restore_best(directory: Path, step: int, abstract_params: Any) -> Any:

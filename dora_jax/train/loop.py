@@ -7,6 +7,7 @@ a resumed run ends where an undisturbed one does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -120,16 +121,21 @@ class _Run:
 
     def to_the_end(self) -> Progress:
         t, config = self.t, self.t.config
-        bar = tqdm(
-            total=config.train_steps,
-            initial=self.start,
-            desc=t.name,
-            unit="update",
-            disable=None,
-            dynamic_ncols=True,
-        )
-        batches = t.loader.iterate(self.start, config.train_steps)
-        try:
+        with contextlib.ExitStack() as opened:  # closes each, whatever the others raise
+            opened.callback(self._close_checkpoints)
+            opened.callback(self.log.close)
+            bar = opened.enter_context(
+                tqdm(
+                    total=config.train_steps,
+                    initial=self.start,
+                    desc=t.name,
+                    unit="update",
+                    disable=None,
+                    dynamic_ncols=True,
+                )
+            )
+            batches = t.loader.iterate(self.start, config.train_steps)
+            opened.callback(batches.close)
             for step in range(self.start + 1, config.train_steps + 1):
                 if self._early_stopped():
                     break
@@ -145,14 +151,12 @@ class _Run:
                     self._save(step)
                 if stopping and not last:
                     raise Interrupted(f"{stopping}, after update {step} of {t.name}")
-            return self.progress
-        finally:
-            batches.close()
-            bar.close()
-            self.log.close()
-            with t.meter.phase("checkpoint"):
-                self.checkpoints.close()
-                self.best.close()
+        return self.progress
+
+    def _close_checkpoints(self) -> None:
+        with self.t.meter.phase("checkpoint"), contextlib.ExitStack() as opened:
+            opened.callback(self.best.close)
+            opened.callback(self.checkpoints.close)
 
     def _early_stopped(self) -> bool:
         patience = self.t.config.early_stop_evals

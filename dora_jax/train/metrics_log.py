@@ -45,8 +45,8 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
-        self._rows.close()
-        self._events.close()
+        with self._rows, self._events:  # closes both, even where the disk is full
+            pass
 
     def _write_event(self, **fields: object) -> None:
         event = Event(wall_time=time.time(), **fields)

@@ -1,0 +1,199 @@
+"""The training loop: which checkpoint is kept, how it ends, stops, and goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import (
+    DATA,
+    NETWORK,
+    TRAIN,
+    compiling_cheaply,
+    read_rows,
+    snapshot,
+    write_tiny_store,
+)
+
+from dora_jax.config import TrainConfig
+from dora_jax.cost.meter import Meter
+from dora_jax.cost.prices import user_price
+from dora_jax.data.loader import LabelledSource, PackedLoader
+from dora_jax.data.token_store import TokenStore
+from dora_jax.model.t5 import Params
+from dora_jax.parallel.mesh import make_mesh
+from dora_jax.stopping import Interrupted, StopRequest
+from dora_jax.train.loop import Progress, Training, Validate
+from dora_jax.train.step import init_params
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return write_tiny_store(DATA, tmp_path_factory.mktemp("store") / "tokens")
+
+
+class Script:
+    """A validation that returns given values one after another, and notes what it was shown."""
+
+    def __init__(self, *values: float, stop: StopRequest | None = None) -> None:
+        self.values = values
+        self.stop = stop  # asked together with the last value
+        self.seen: list[str] = []
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(params):
+            digest.update(np.asarray(leaf).tobytes())
+        self.seen.append(digest.hexdigest())
+        if self.stop and len(self.seen) == len(self.values):
+            self.stop.ask("SIGTERM")
+        return {"value": self.values[len(self.seen) - 1]}
+
+
+def train(
+    store: TokenStore,
+    directory: Path,
+    validate: Validate,
+    *,
+    stop: StopRequest | None = None,
+    **changes: Any,
+) -> Progress:
+    """Trains 8 updates on the labels, validating and saving every second."""
+    settings = {"train_steps": 8, "eval_every_steps": 2, "checkpoint_every_steps": 2, **changes}
+    config: TrainConfig = dataclasses.replace(TRAIN, **settings)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    directory.mkdir(exist_ok=True)
+    with Meter(directory / "meter.json", persist_every_seconds=0) as meter:
+        meter.hold("cpu", 1, user_price(0.0))
+        with meter.stage("teach"):
+            training = Training(
+                name="teach",
+                directory=directory / "teach",
+                network=NETWORK,
+                config=config,
+                loader=PackedLoader(
+                    LabelledSource(store.examples("train")),
+                    batch_size=8,
+                    source_length=24,
+                    target_length=24,
+                    seed=0,
+                    max_row_buckets=1,
+                ),
+                mesh=mesh,
+                seed=0,
+                meter=meter,
+                stop=stop or StopRequest(),
+                spent_usd=lambda: 0.0,
+                validate=validate,
+            )
+            return training.run(lambda: init_params(NETWORK, 0, mesh))
+
+
+def steps(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_best_checkpoint_on_validation_is_kept(store: TokenStore, tmp_path: Path) -> None:
+    progress = train(store, tmp_path, Script(1.0, 5.0, 4.0, 5.0))
+    assert (progress.best_step, progress.best_value) == (4, 5.0)
+    assert steps(tmp_path / "teach" / "best") == ["4"]
+    assert steps(tmp_path / "teach" / "checkpoints") == ["6", "8"]
+    rows = read_rows(tmp_path / "teach" / "metrics.jsonl")
+    values = {row["step"]: row["validation/value"] for row in rows if "validation/value" in row}
+    assert values == {2: 1.0, 4: 5.0, 6: 4.0, 8: 5.0}
+
+
+def test_training_stops_early_without_a_new_best(store: TokenStore, tmp_path: Path) -> None:
+    script = Script(3.0, 2.0, 1.0)
+    progress = train(store, tmp_path, script, early_stop_evals=2, train_steps=100)
+    assert len(script.seen) == 3
+    assert (progress.best_step, progress.evals_since_best) == (2, 2)
+    assert steps(tmp_path / "teach" / "best") == ["2"]
+
+
+def test_a_stop_saves_and_the_next_start_ends_with_the_same_bits(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    whole = Script(1.0, 3.0, 2.0, 2.5)
+    undisturbed = train(store, tmp_path / "whole", whole)
+    stop = StopRequest()
+    first, second = Script(1.0, 3.0, stop=stop), Script(2.0, 2.5)
+    with pytest.raises(Interrupted, match="SIGTERM, after update 4 of teach"):
+        train(store, tmp_path / "stopped", first, stop=stop, checkpoint_every_steps=3)
+    assert steps(tmp_path / "stopped" / "teach" / "checkpoints") == ["3", "4"]
+    assert train(store, tmp_path / "stopped", second) == undisturbed == Progress(3.0, 4, 2)
+    assert first.seen + second.seen == whole.seen
+    assert len(set(whole.seen)) == 4
+    rows = read_rows(tmp_path / "stopped" / "teach" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "validation/value" in row] == [2, 4, 6, 8]
+
+
+def test_a_best_that_a_crash_undid_is_no_best(store: TokenStore, tmp_path: Path) -> None:
+    """Done again on other devices the updates may score otherwise; the best must still be there."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed_at_the_third(params: Params) -> dict[str, float]:
+        if len(script.seen) == 2:
+            raise Killed
+        return script(params)
+
+    script = Script(1.0, 9.0)
+    with pytest.raises(Killed):
+        train(store, tmp_path, killed_at_the_third, checkpoint_every_steps=3)
+    assert steps(tmp_path / "teach" / "checkpoints") == ["3"]
+    assert steps(tmp_path / "teach" / "best") == ["4"]
+    progress = train(store, tmp_path, Script(0.5, 0.7, 0.6), checkpoint_every_steps=3)
+    assert (progress.best_step, progress.best_value) == (6, 0.7)
+    assert steps(tmp_path / "teach" / "best") == ["6"]
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on_from_the_one_before(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    train(store, tmp_path, Script(1.0, 2.0), train_steps=4)
+    latest = tmp_path / "teach" / "checkpoints" / "4"
+    for file in (latest / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:-1])
+    damaged = snapshot(tmp_path / "teach" / "checkpoints")
+    with pytest.raises(ValueError, match=r"checkpoints/4 cannot be restored.*Remove that folder"):
+        train(store, tmp_path, Script())
+    assert snapshot(tmp_path / "teach" / "checkpoints") == damaged
+    shutil.rmtree(latest)
+    assert train(store, tmp_path, Script(2.0, 4.0, 3.0)).best_step == 6
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 100])
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
+    store: TokenStore, tmp_path: Path, log_every_steps: int
+) -> None:
+    train(store, tmp_path, Script(1.0), train_steps=2)
+    kept = snapshot(tmp_path / "teach" / "checkpoints")
+    broken = dataclasses.replace(TRAIN.optimizer, learning_rate=math.inf)
+    with pytest.raises(ValueError, match=r"of teach is (nan|inf) at update \d.*Lower the learning"):
+        train(
+            store,
+            tmp_path,
+            Script(1.0, 1.0, 1.0),
+            optimizer=broken,
+            log_every_steps=log_every_steps,
+        )
+    after = snapshot(tmp_path / "teach" / "checkpoints")
+    assert {name: after[name] for name in kept} == kept
+    assert steps(tmp_path / "teach" / "checkpoints") == ["2"]
