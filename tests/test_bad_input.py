@@ -6,13 +6,8 @@ directory in test_run.py.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import shutil
-import subprocess
 import threading
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,10 +17,6 @@ from tiny_run import (
     DATA,
     NETWORK,
     ROWS,
-    assert_same_bits,
-    compiling_cheaply,
-    final_params,
-    manifest_of,
     open_run,
     read_rows,
     snapshot,
@@ -37,68 +28,7 @@ from dora_jax import strategies
 from dora_jax.config import DataConfig, ModelSource
 from dora_jax.cost import ledger
 from dora_jax.data.token_store import TokenStore
-from dora_jax.metrics.scores import Scores
 from dora_jax.stages.prepare import prepare
-from dora_jax.tasks.task import get_task
-
-# --- The disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, which a test can fill."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting a file system of its own takes more rights than this test has")
-    yield disk
-    # Lazily: the traceback of the failed run may still hold one of its memory-mapped files.
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-@dataclasses.dataclass
-class FillingTask:
-    """WLP, but its first scoring fills the disk: in the middle of a stage, before a save."""
-
-    ballast: Path
-    name: str = "wlp"
-
-    def score(self, *arguments: Any, **options: Any) -> Scores:
-        with contextlib.suppress(OSError), open(self.ballast, "wb", buffering=0) as file:
-            while file.write(bytes(4096)) == 4096:
-                pass
-        return get_task("wlp").score(*arguments, **options)
-
-
-def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
-    small_disk: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    directory, ballast = small_disk / "run", small_disk / "ballast"
-    config = tiny_config(directory, strategies=("annotate",))
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        with (
-            pytest.raises(OSError) as failure,
-            open_run(config, task=FillingTask(ballast)) as context,
-        ):
-            strategies.run(context)
-        assert failure.value.errno == errno.ENOSPC
-        assert ballast.stat().st_size > 2**20
-        assert "outputs" not in manifest_of(directory, "annotate")
-        whole = (directory / "pretrain-student", directory / "annotate" / "checkpoints" / "2")
-        before = [snapshot(folder) for folder in whole]
-        assert all(before)
-        ballast.unlink()
-        with open_run(config) as context:
-            strategies.run(context)
-        assert snapshot(whole[0]) == before[0]
-        with open_run(dataclasses.replace(config, model_dir=str(tmp_path / "run"))) as context:
-            strategies.run(context)
-    one, other = final_params(directory, "annotate"), final_params(tmp_path / "run", "annotate")
-    assert_same_bits(one, other)
-    stages = [row["stage"] for row in read_rows(directory / "ledger.jsonl")]
-    assert stages.count("pretrain-student") == stages.count("annotate") == 1
-
 
 # --- The run directory
 
