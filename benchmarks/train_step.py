@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -29,6 +29,7 @@ import transformers
 
 from dora_jax.config import DataConfig, OptimizerConfig, T5Config, TrainConfig
 from dora_jax.data.loader import LabelledSource, PackedLoader, balanced_row_lengths
+from dora_jax.data.packing import Example
 from dora_jax.data.token_store import concatenate
 from dora_jax.data.vocab import Vocabulary, train_sentencepiece
 from dora_jax.parallel.mesh import make_mesh
@@ -43,14 +44,16 @@ DROPOUT = 0.1
 LEARNING_RATE = 1e-4
 
 
-def wlp_examples(pieces: int) -> tuple[Examples, str]:
+def wlp_examples(pieces: int, split: str = "train") -> tuple[Examples, str]:
     """Labelled WLP rows as tokens of a small vocabulary trained on them, and their origin."""
     folder = os.environ.get("DORA_DATA_DIR", "")
     data = DataConfig(data_dir=folder, num_labels=4000 if folder else 600)
-    rows = load_splits(get_task("wlp"), data).rows["train"]
+    splits = load_splits(get_task("wlp"), data).rows
+    rows = splits[split]
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, "vocabulary.model")
-        train_sentencepiece([text for row in rows for text in row[:2]], path, pieces)
+        texts = [text for row in splits["train"] for text in (row.source, row.target)]
+        train_sentencepiece(texts, path, pieces)
         vocabulary = Vocabulary.load(path, extra_ids=100)
 
     def tokens(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,9 +95,10 @@ def our_side(loader: PackedLoader, optimizer: OptimizerConfig) -> Side:
     return Side("dora_jax, packed, float32", update, padding_share)
 
 
-def torch_side(name: str, loader: PackedLoader, optimizer: OptimizerConfig, bf16: bool) -> Side:
+def torch_t5_small(dropout: float) -> transformers.T5ForConditionalGeneration:
+    """T5-Small v1.1 with random weights."""
     torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(
+    return transformers.T5ForConditionalGeneration(
         transformers.T5Config.from_dict(
             {
                 "vocab_size": 32128,
@@ -103,13 +107,29 @@ def torch_side(name: str, loader: PackedLoader, optimizer: OptimizerConfig, bf16
                 "d_ff": 1024,
                 "num_layers": 8,
                 "num_heads": 6,
-                "dropout_rate": DROPOUT,
+                "dropout_rate": dropout,
                 "feed_forward_proj": "gated-gelu",
                 "tie_word_embeddings": False,
                 "decoder_start_token_id": 0,
             }
         )
-    ).train()
+    )
+
+
+def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """A batch as `transformers` takes it, each side as wide as its longest row."""
+    source_width = max(len(e.source) for e in examples)
+    target_width = max(len(e.target) for e in examples)
+    tokens = torch.zeros(len(examples), source_width, dtype=torch.long)
+    labels = torch.full((len(examples), target_width), -100)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.source)] = torch.from_numpy(example.source)
+        labels[row, : len(example.target)] = torch.from_numpy(example.target)
+    return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "labels": labels}
+
+
+def torch_side(name: str, loader: PackedLoader, optimizer: OptimizerConfig, bf16: bool) -> Side:
+    model = torch_t5_small(DROPOUT).train()
     if optimizer.name == "adafactor":
         stepper = torch.optim.Adafactor(model.parameters(), lr=LEARNING_RATE)
     else:
@@ -118,26 +138,15 @@ def torch_side(name: str, loader: PackedLoader, optimizer: OptimizerConfig, bf16
             model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
         )
 
-    def padded(step: int) -> dict[str, torch.Tensor]:
-        examples = loader.examples(step)
-        source_width = max(len(e.source) for e in examples)
-        target_width = max(len(e.target) for e in examples)
-        tokens = torch.zeros(len(examples), source_width, dtype=torch.long)
-        labels = torch.full((len(examples), target_width), -100)
-        for row, example in enumerate(examples):
-            tokens[row, : len(example.source)] = torch.from_numpy(example.source)
-            labels[row, : len(example.target)] = torch.from_numpy(example.target)
-        return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "labels": labels}
-
     def update(step: int) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**padded(step)).loss
+            loss = model(**padded(loader.examples(step))).loss
         loss.backward()
         stepper.step()
         stepper.zero_grad(set_to_none=True)
 
     def padding_share(step: int) -> float:
-        batch = padded(step)
+        batch = padded(loader.examples(step))
         tokens = int((batch["input_ids"] != 0).sum() + (batch["labels"] != -100).sum())
         return 1.0 - tokens / (batch["input_ids"].numel() + batch["labels"].numel())
 

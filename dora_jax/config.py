@@ -1,60 +1,26 @@
 """Every setting of a run: frozen dataclasses that check themselves.
 
 Units stand in the names. gin fills these from outside (`launch/gin_config.py`); nothing in
-`dora_jax/` knows gin. `fingerprint` turns any of them, or a plain dict, into a short hash
-that manifests compare.
+`dora_jax/` knows gin.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
 
-OPTIMIZERS = ("adafactor", "adamw")
-SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
-TAILS = ("bucket", "renormalise")
+from dora_jax.checks import not_negative, one_of, positive, require
+from dora_jax.fingerprints import fingerprint as fingerprint
+from dora_jax.fingerprints import to_dict as to_dict
+from dora_jax.training_config import OptimizerConfig as OptimizerConfig
+from dora_jax.training_config import PretrainConfig as PretrainConfig
+from dora_jax.training_config import SoftLossConfig as SoftLossConfig
+from dora_jax.training_config import TrainConfig as TrainConfig
+
 REMAT_POLICIES = ("none", "minimal", "full")
 STRATEGIES = ("annotate", "distill")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _one_of(owner: str, field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    _require(
-        value in allowed,
-        f"{owner}.{field} = {value!r} is not known; choose one of {', '.join(map(repr, allowed))}.",
-    )
-
-
-def _positive(owner: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(owner, field)
-        _require(
-            value > 0, f"{type(owner).__name__}.{field} = {value!r}; it must be greater than 0."
-        )
-
-
-def to_dict(config: Any) -> Any:
-    """The plain-JSON form of a config: dataclasses become dicts, tuples lists."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {str(key): to_dict(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_dict(value) for value in config]
-    return config
-
-
-def fingerprint(config: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the config's canonical JSON."""
-    text = json.dumps(to_dict(config), sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+# How a checkpoint is named, by its kind; native is also a stage of a run, native:RUN/distill.
+CHECKPOINTS = {"hf": "hf:org/name or hf:FOLDER", "t5x": "t5x:FOLDER", "native": "native:FOLDER"}
+TASK_KINDS = ("classification", "spans", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +52,7 @@ class T5Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        _positive(
+        positive(
             self,
             "vocab_size",
             "emb_dim",
@@ -97,142 +63,14 @@ class T5Config:
             "mlp_dim",
             "scan_unroll",
         )
-        _require(
+        require(
             0.0 <= self.dropout_rate < 1.0,
             f"T5Config.dropout_rate = {self.dropout_rate}; it must lie in [0, 1).",
         )
         for activation in self.mlp_activations:
-            _one_of("T5Config", "mlp_activations", activation, ("relu", "gelu", "silu", "linear"))
-        _one_of("T5Config", "dtype", self.dtype, ("float32", "bfloat16"))
-        _one_of("T5Config", "remat_policy", self.remat_policy, REMAT_POLICIES)
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Optimizer and learning-rate schedule.
-
-    `adafactor` is T5's (factored second moments, step scaled by parameter size, update RMS
-    clipped at 1); `learning_rate` is then relative, 1e-3 for fine-tuning T5. `adamw` takes an
-    absolute rate, 3e-5 in the authors' script.
-    """
-
-    name: str = "adafactor"
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    gradient_clip_norm: float = 0.0  # 0: no clipping
-
-    def __post_init__(self) -> None:
-        _one_of("OptimizerConfig", "name", self.name, OPTIMIZERS)
-        _one_of("OptimizerConfig", "schedule", self.schedule, SCHEDULES)
-        _positive(self, "learning_rate")
-        _require(self.warmup_steps >= 0, "OptimizerConfig.warmup_steps must not be negative.")
-
-
-@dataclasses.dataclass(frozen=True)
-class SoftLossConfig:
-    """How a student learns from soft labels: forward KL at `temperature`, times its square.
-
-    `tail` says what becomes of the teacher's probability outside the kept entries: `bucket`
-    compares it with the student's as one more class, `renormalise` ignores it.
-    `hard_label_share` mixes in cross-entropy on the teacher's tokens (0: none, as the paper).
-    """
-
-    temperature: float = 2.0
-    tail: str = "bucket"
-    hard_label_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        _positive(self, "temperature")
-        _one_of("SoftLossConfig", "tail", self.tail, TAILS)
-        _require(
-            0.0 <= self.hard_label_share <= 1.0,
-            f"SoftLossConfig.hard_label_share = {self.hard_label_share}; it must lie in [0, 1].",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training phase: pretraining, teaching, annotating or distilling.
-
-    `batch_size` counts examples per update, whatever rows they are packed into.
-    `pack_source_length` and `pack_target_length` are the row lengths of packed batches; 0
-    takes the task's feature lengths. `row_buckets` is how many numbers of rows are compiled:
-    1 for short phases, more pad less. `gold_share` is the share of each batch drawn from the
-    human-labelled examples when the rest carries soft labels.
-    """
-
-    train_steps: int = 1000
-    batch_size: int = 32
-    optimizer: OptimizerConfig = OptimizerConfig()
-    soft_loss: SoftLossConfig = SoftLossConfig()
-    gold_share: float = 0.0
-    z_loss: float = 0.0
-    dropout_rate: float = 0.1
-    microbatches: int = 1
-    pack_source_length: int = 0
-    pack_target_length: int = 0
-    row_buckets: int = 3
-    eval_every_steps: int = 0  # 0: only at the end
-    checkpoint_every_steps: int = 500
-    keep_checkpoints: int = 2
-    early_stop_evals: int = 0  # stop after so many evaluations without a new best; 0: never
-    log_every_steps: int = 10
-
-    def __post_init__(self) -> None:
-        _positive(
-            self,
-            "train_steps",
-            "batch_size",
-            "microbatches",
-            "row_buckets",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "log_every_steps",
-        )
-        _require(
-            0.0 <= self.gold_share < 1.0,
-            f"TrainConfig.gold_share = {self.gold_share}; it must lie in [0, 1).",
-        )
-        _require(
-            0.0 <= self.dropout_rate < 1.0,
-            f"TrainConfig.dropout_rate = {self.dropout_rate}; it must lie in [0, 1).",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """Denoising on the task's own text, for runs that have no pretrained weights at hand.
-
-    Three tasks. Span corruption as T5's (`noise_density`, `mean_span_length`: arXiv
-    1910.10683, section 3.3.4). Copying of random pieces: all there is in the first
-    `copying_epochs`, `copying_share` of the examples afterwards. Extraction of the phrases
-    between frequent pieces (those that make up `frequent_share` of the text):
-    `extraction_share` of the examples. What the shares leave over is span corruption.
-    `copying_start` starts from weights that favour copying (`model.t5.copying_start`).
-    """
-
-    train: TrainConfig = TrainConfig()
-    copying_epochs: int = 0
-    copying_share: float = 0.0
-    extraction_share: float = 0.0
-    frequent_share: float = 0.35
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
-    copying_start: bool = False
-
-    def __post_init__(self) -> None:
-        _require(
-            min(self.copying_share, self.extraction_share, self.copying_epochs) >= 0
-            and self.copying_share + self.extraction_share <= 1.0,
-            f"PretrainConfig.copying_share = {self.copying_share} and extraction_share = "
-            f"{self.extraction_share} must not be negative, nor together exceed 1.",
-        )
-        for name in ("noise_density", "frequent_share"):
-            value = getattr(self, name)
-            _require(0.0 < value < 1.0, f"PretrainConfig.{name} = {value}; it must lie in (0, 1).")
-        _positive(self, "mean_span_length")
+            one_of("T5Config", "mlp_activations", activation, ("relu", "gelu", "silu", "linear"))
+        one_of("T5Config", "dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("T5Config", "remat_policy", self.remat_policy, REMAT_POLICIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,18 +78,21 @@ class LabelConfig:
     """The teacher's single pass over the unlabelled text.
 
     `temperatures` get an exact stored log-normaliser each; the distillation temperature must
-    be among them. `shard_examples` is what a crash can lose at most.
+    be among them. `shard_examples` is what a crash can lose at most. `no_repeat_ngram_size` is
+    that of decoding: so many tokens never come twice in the same order (0: they may).
     """
 
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0, 2.0)
     batch_size: int = 64
     shard_examples: int = 1024
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
-        _positive(self, "top_k", "batch_size", "shard_examples")
-        _require(
+        not_negative(self, "no_repeat_ngram_size")
+        positive(self, "top_k", "batch_size", "shard_examples")
+        require(
             bool(self.temperatures) and min(self.temperatures) > 0,
             f"LabelConfig.temperatures = {self.temperatures}; name at least one, all above 0.",
         )
@@ -265,26 +106,56 @@ class EvaluateConfig:
     validation_examples: int = 256  # how many are decoded to choose a checkpoint
     bootstrap_resamples: int = 2000
     confidence: float = 0.95
+    no_repeat_ngram_size: int = 0  # as in LabelConfig
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "validation_examples", "bootstrap_resamples")
-        _require(
+        positive(self, "batch_size", "validation_examples", "bootstrap_resamples")
+        not_negative(self, "no_repeat_ngram_size")
+        require(
             0.0 < self.confidence < 1.0,
             f"EvaluateConfig.confidence = {self.confidence}; it must lie in (0, 1).",
         )
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnTaskConfig:
+    """A task of the user's own: files, columns and kind; no `train_file` means there is none.
+
+    Files are CSV, TSV or JSON lines; "" for `validation_file` cuts validation off train, "" for
+    `unlabeled_file` leaves the train rows beyond the labels. No `labels` takes the classes of
+    the train file. `files_fingerprint` is that of all files' bytes: it makes a run directory
+    refuse files that changed under their names.
+    """
+
+    train_file: str = ""
+    test_file: str = ""
+    validation_file: str = ""
+    unlabeled_file: str = ""
+    source_column: str = "source"
+    target_column: str = "target"
+    kind: str = "classification"
+    labels: tuple[str, ...] = ()
+    prompt_prefix: str = ""  # "": the task's name and a colon
+    files_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        one_of("OwnTaskConfig", "kind", self.kind, TASK_KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which rows of which task, at which lengths, in which vocabulary.
 
-    `data_dir` is the folder of the authors' files ("" takes the bundled sample).
-    `vocabulary` is a SentencePiece model file ("" trains one of `vocabulary_pieces` pieces on
-    the task's own text). -1 for a count takes every row there is. `token_store` names an
-    already prepared store ("" prepares one inside the run directory).
+    `data_dir` is the folder of the authors' files ("" takes the bundled sample); a task of
+    the user's `own` has its files named there instead. `vocabulary` is a SentencePiece model
+    file ("" trains one of `vocabulary_pieces` pieces on the task's own text). -1 for a count
+    takes every row there is. `token_store` names an already prepared store ("" prepares one
+    inside the run directory).
     """
 
     task: str = "wlp"
+    own: OwnTaskConfig = OwnTaskConfig()
     data_dir: str = ""
     source_length: int = 128
     target_length: int = 128
@@ -301,9 +172,13 @@ class DataConfig:
     token_store: str = ""
 
     def __post_init__(self) -> None:
-        _positive(self, "source_length", "target_length", "num_labels", "vocabulary_pieces")
-        _one_of("DataConfig", "on_bad_row", self.on_bad_row, ("error", "skip"))
-        _require(
+        positive(self, "source_length", "target_length", "vocabulary_pieces")
+        require(
+            self.num_labels > 0 or self.num_labels == -1,
+            f"DataConfig.num_labels = {self.num_labels}; it must be greater than 0, or -1 for all.",
+        )
+        one_of("DataConfig", "on_bad_row", self.on_bad_row, ("error", "skip"))
+        require(
             0.0 < self.validation_share < 0.5,
             f"DataConfig.validation_share = {self.validation_share}; it must lie in (0, 0.5).",
         )
@@ -321,8 +196,8 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "tensor")
-        _require(
+        positive(self, "tensor")
+        require(
             self.fsdp > 0 or self.fsdp == -1,
             f"MeshConfig.fsdp = {self.fsdp}; it must be greater than 0, or -1 for all devices.",
         )
@@ -343,7 +218,7 @@ class CostConfig:
     def __post_init__(self) -> None:
         for field in ("price_usd_per_device_hour", "price_usd_per_label", "uncounted_hours"):
             value = getattr(self, field)
-            _require(
+            require(
                 value >= 0 or value == -1,
                 f"CostConfig.{field} = {value}; it must be 0 or more, or -1 to look it up.",
             )
@@ -353,7 +228,8 @@ class CostConfig:
 class ModelSource:
     """A network and where its weights come from.
 
-    `weights`: "hf:org/name", "hf:FOLDER", or "" to pretrain inside the run on the task's text.
+    `weights`: a checkpoint as `CHECKPOINTS` writes them (docs/checkpoints.md), or "" to pretrain
+    inside the run on the task's text.
     """
 
     network: T5Config = T5Config()
@@ -361,9 +237,10 @@ class ModelSource:
     pretrain: PretrainConfig = PretrainConfig()
 
     def __post_init__(self) -> None:
-        _require(
-            not self.weights or self.weights.startswith("hf:"),
-            f"ModelSource.weights = {self.weights!r}; expected 'hf:org/name', 'hf:FOLDER' or ''.",
+        require(
+            not self.weights or self.weights.partition(":")[0] in CHECKPOINTS,
+            f"ModelSource.weights = {self.weights!r}; expected one of "
+            f"{', '.join(CHECKPOINTS.values())}, or ''.",
         )
 
 
@@ -389,11 +266,22 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategies", tuple(self.strategies))
         for strategy in self.strategies:
-            _one_of("RunConfig", "strategies", strategy, STRATEGIES)
-        _require(
+            one_of("RunConfig", "strategies", strategy, STRATEGIES)
+        require(
             "distill" not in self.strategies
             or self.distill.soft_loss.temperature in self.label.temperatures,
             f"distill.soft_loss.temperature = {self.distill.soft_loss.temperature} is not among "
             f"label.temperatures = {self.label.temperatures}; add it there, so that its "
             "log-normaliser is stored.",
+        )
+        soft_loss = self.distill.soft_loss
+        require(
+            soft_loss.tail != "sample",
+            'distill.soft_loss.tail = "sample": the label stage keeps the largest entries and '
+            'does not draw any yet; set "bucket".',
+        )
+        require(
+            not soft_loss.paper_compat,
+            "distill.soft_loss.paper_compat: a run distils from cached labels, which say nothing "
+            "about padding; the exact loss is train.step.make_online_loss_fn's.",
         )

@@ -1,22 +1,34 @@
-"""Batch inference over a split: free decoding, and decoding that keeps soft labels."""
+"""Batch inference over a split: decoding, labelling, and scoring given targets."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from flax import linen as nn
+from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
 from dora_jax.config import LabelConfig, T5Config
 from dora_jax.data.loader import EvaluationBatch, evaluation_batches
 from dora_jax.data.soft_labels import SoftRow
-from dora_jax.model.decode import greedy_decode, greedy_label
+from dora_jax.model.beam import BeamSearch, beam_decode
+from dora_jax.model.decode import (
+    forced_label,
+    greedy_decode,
+    greedy_label,
+    target_log_probabilities,
+)
+from dora_jax.model.decoder_step import prepare
+from dora_jax.model.sampling import Sampling, sample_decode
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import partitioning
 from dora_jax.parallel.mesh import data_shards
-from dora_jax.shapes import EOS_ID, Examples
+from dora_jax.shapes import EOS_ID, PAD_ID, Examples
+
+Decoding = Sampling | BeamSearch | None  # None: greedy
 
 
 def _batches(
@@ -34,6 +46,13 @@ def _batches(
         yield batch, jax.device_put(batch.encoder_tokens_BS, sharding)
 
 
+@contextlib.contextmanager
+def _split_over(mesh: Mesh) -> Iterator[None]:
+    """Inside, the logical axes that the network names are split over the mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(partitioning.RULES.items())):
+        yield
+
+
 def decode(
     network: T5Config,
     params: Params,
@@ -43,33 +62,80 @@ def decode(
     source_length: int,
     target_length: int,
     mesh: Mesh,
+    decoding: Decoding = None,
+    no_repeat_ngram_size: int = 0,
+    seed: int = 0,
+    first_row_id: int = 0,
     after_batch: Callable[[], None] = lambda: None,
     name: str = "",
+    bar: tqdm | None = None,
 ) -> list[np.ndarray]:
-    """Greedy decoding of every source.
+    """Decodes every source.
 
     Args:
       batch_size: rows decoded together.
       source_length: the longest source, tokens; fixes the widths that are compiled.
       target_length: the most tokens decoded.
+      decoding: how tokens are chosen.
+      no_repeat_ngram_size: of greedy decoding; so many tokens never come twice in the same
+        order; 0: they may.
+      seed, first_row_id: of sampling. Example i draws by `first_row_id` + i, whatever its batch.
       after_batch: called after each batch; may raise to stop.
       name: of the progress bar; "" shows none.
+      bar: the caller's progress bar, to be moved on instead.
 
     Returns:
       One int32 array of tokens per example, in the examples' order, up to EOS and without it.
     """
     outputs: list[np.ndarray] = [np.zeros(0, np.int32)] * len(examples)
-    with tqdm(
-        total=len(examples), desc=name, unit="example", disable=None if name else True
-    ) as bar:
+    params = prepare(network, params)
+    if bar is None:
+        bar = tqdm(total=len(examples), desc=name, unit="example", disable=None if name else True)
+        owned = bar
+    else:
+        owned = contextlib.nullcontext()
+    with owned:
         for batch, tokens_BS in _batches(examples, batch_size, source_length, mesh, None):
-            tokens_BT = np.asarray(greedy_decode(network, params, tokens_BS, target_length))
+            row_ids_B = (batch.indices_B + first_row_id).astype(np.int32)
+            with _split_over(mesh):
+                tokens_BT = _decode_batch(
+                    network,
+                    params,
+                    tokens_BS,
+                    target_length,
+                    decoding,
+                    no_repeat_ngram_size,
+                    seed,
+                    row_ids_B,
+                )
+            tokens_BT = np.asarray(tokens_BT)
             kept = batch.indices_B >= 0
             for index, row_T in zip(batch.indices_B[kept], tokens_BT[kept], strict=True):
                 outputs[index] = row_T[: _length(row_T, with_eos=False)]
             bar.update(int(kept.sum()))
             after_batch()
     return outputs
+
+
+def _decode_batch(
+    network: T5Config,
+    params: Params,
+    tokens_BS: jax.Array,
+    length: int,
+    decoding: Decoding,
+    no_repeat_ngram_size: int,
+    seed: int,
+    row_ids_B: np.ndarray,
+) -> jax.Array:
+    match decoding:
+        case None:
+            return greedy_decode(
+                network, params, tokens_BS, length, no_repeat_ngram_size=no_repeat_ngram_size
+            )
+        case Sampling():
+            return sample_decode(network, params, tokens_BS, length, decoding, seed, row_ids_B)
+        case BeamSearch():
+            return beam_decode(network, params, tokens_BS, length, decoding)[0][:, 0]
 
 
 def label(
@@ -82,12 +148,14 @@ def label(
     source_length: int,
     target_length: int,
     mesh: Mesh,
+    forced: bool = False,
     after_batch: Callable[[int], None] = lambda examples: None,
 ) -> list[SoftRow]:
-    """Greedy decoding of some sources, with the soft labels of the same pass.
+    """Soft labels of some examples: of the tokens decoded greedily in the same pass, or given.
 
     Args:
       indices: which examples.
+      forced: label the examples' own targets instead of decoding.
       after_batch: called with the number of examples just labelled; may raise to stop.
 
     Returns:
@@ -95,12 +163,23 @@ def label(
       `target_length` has no EOS.
     """
     rows: dict[int, SoftRow] = {}
+    params = params if forced else prepare(network, params)
+    settings = (config.top_k, config.temperatures)
     for batch, tokens_BS in _batches(examples, config.batch_size, source_length, mesh, indices):
-        tokens_BT, soft = jax.device_get(
-            greedy_label(
-                network, params, tokens_BS, target_length, config.top_k, config.temperatures
-            )
-        )
+        with _split_over(mesh):
+            if forced:
+                tokens_BT = _targets(examples, batch, target_length, tokens_BS.sharding)
+                soft = forced_label(network, params, tokens_BS, tokens_BT, *settings)
+            else:
+                tokens_BT, soft = greedy_label(
+                    network,
+                    params,
+                    tokens_BS,
+                    target_length,
+                    *settings,
+                    config.no_repeat_ngram_size,
+                )
+        tokens_BT, soft = jax.device_get((tokens_BT, soft))
         for row, index in enumerate(batch.indices_B.tolist()):
             if index >= 0:
                 length = _length(tokens_BT[row], with_eos=True)
@@ -113,6 +192,50 @@ def label(
                 )
         after_batch(int((batch.indices_B >= 0).sum()))
     return [rows[index] for index in indices]
+
+
+def score(
+    network: T5Config,
+    params: Params,
+    examples: Examples,
+    *,
+    batch_size: int,
+    source_length: int,
+    target_length: int,
+    mesh: Mesh,
+) -> list[np.ndarray]:
+    """Log-probabilities of the examples' own targets, nats.
+
+    Returns:
+      One float32 array per example: each target token's, EOS included, given those before.
+    """
+    outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(examples)
+    for batch, tokens_BS in _batches(examples, batch_size, source_length, mesh, None):
+        targets_BT = _targets(examples, batch, target_length, tokens_BS.sharding)
+        with _split_over(mesh):
+            scores_BT = target_log_probabilities(network, params, tokens_BS, targets_BT)
+        scores_BT = np.asarray(scores_BT)
+        for row, index in enumerate(batch.indices_B.tolist()):
+            if index >= 0:
+                outputs[index] = scores_BT[row, : len(examples.target(index))]
+    return outputs
+
+
+def _targets(
+    examples: Examples, batch: EvaluationBatch, length: int, sharding: Sharding
+) -> jax.Array:
+    """The targets of a batch's examples, int32 [B, T], padded with 0; filler rows hold none."""
+    targets_BT = np.full((len(batch.indices_B), length), PAD_ID, np.int32)
+    for row, index in enumerate(batch.indices_B.tolist()):
+        if index >= 0:
+            target = examples.target(index)
+            if not 0 < len(target) <= length:
+                raise ValueError(
+                    f"The target of example {index} has {len(target)} tokens; expected 1 to "
+                    f"{length}. Raise target_length; unlabelled examples have no target to force."
+                )
+            targets_BT[row, : len(target)] = target
+    return jax.device_put(targets_BT, sharding)
 
 
 def _length(tokens_T: np.ndarray, with_eos: bool) -> int:

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 # Verb = module of this package with `main(argv) -> exit status`, and what it does.
 VERBS = {
     "run": "carry out a gin file: prepare, teach, label, distill, evaluate, with a receipt",
+    "data": "show a task's data before money is spent on them",
+    "predict": "predict a file of texts with a checkpoint",
+    "convert": "convert a checkpoint between Hugging Face, T5X and our own format",
+    "export": "export a model of a run, with a model card",
+    "score": "score a file of predictions, and compare it with another one",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import io
 import os
@@ -23,6 +24,7 @@ from gin import config as gin  # plain `import gin` sends type checkers to gin/
 
 from dora_jax import config as configs
 from dora_jax.config import RunConfig
+from dora_jax.fingerprints import fingerprint
 from dora_jax.launch import run_files
 from dora_jax.launch.run_files import find_run_file, nearest
 
@@ -32,6 +34,7 @@ ALL_NAMES = "All names: python launch/run.py --help"
 _CONFIGS = (
     configs.RunConfig,
     configs.DataConfig,
+    configs.OwnTaskConfig,
     configs.ModelSource,
     configs.T5Config,
     configs.PretrainConfig,
@@ -44,6 +47,7 @@ _CONFIGS = (
     configs.CostConfig,
 )
 _MACRO = "gin.macro"
+_OF_THE_DATA = ("NUM_LABELS", "TASK_FEATURE_LENGTHS", "VOCABULARY_PIECES")
 
 
 class Override(NamedTuple):
@@ -93,7 +97,7 @@ def build(
             "Leave --scale away, or take a run file without SCALE."
         )
     _parse_overrides(overrides)
-    _set_default("DATA_DIR", _data_dir())
+    _set_default("DATA_DIR", "" if _bound("TRAIN_FILE") else _data_dir())
     # A folder of one's own data gets a run directory of its own, beside the sample's.
     data_name = f"-{Path(_bound('DATA_DIR')).name}" if _bound("DATA_DIR") else ""
     _set_default("MODEL_DIR", f"runs/{path.stem}-{scale}{data_name}")
@@ -213,6 +217,23 @@ def feature_length(lengths: Mapping[str, int], feature: str) -> int:
     return lengths[feature]
 
 
+def files_fingerprint(files: Sequence[str], token_store: str) -> str:
+    """Of the bytes of an own task's files, so that a run refuses files that have changed.
+
+    A prepared token store holds their rows and stands for them; its host need not have them.
+    """
+    if token_store or not any(files):
+        return ""
+    try:
+        contents = [Path(file).read_bytes() if file else b"" for file in files]
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror}), a file of your own task: name "
+            f"it as it is seen from {Path.cwd()}."
+        ) from None
+    return fingerprint([hashlib.sha256(content).hexdigest() for content in contents])
+
+
 def stored_temperatures(temperature: float) -> tuple[float, ...]:
     """Temperatures with a stored log-normaliser: 1, for plain probabilities, and the loss's."""
     return tuple(sorted({1.0, temperature}))
@@ -220,7 +241,7 @@ def stored_temperatures(temperature: float) -> tuple[float, ...]:
 
 for _config in _CONFIGS:
     gin.external_configurable(_checked(_config), _config.__name__, module="dora_jax")
-for _function in (feature_length, stored_temperatures):
+for _function in (feature_length, files_fingerprint, stored_temperatures):
     gin.external_configurable(_function, module="dora_jax")
 
 
@@ -228,9 +249,16 @@ for _function in (feature_length, stored_temperatures):
 
 
 def _parse_scale(scale: str) -> None:
+    given = {name: _bound(name) for name in _OF_THE_DATA}
     _parse_file(run_files.scale_file(scale))
-    if scale == "rehearsal" and _data_dir():
+    if _bound("TRAIN_FILE"):
+        # What is known of such data stands in the run file alone, and holds at every scale.
+        for name, value in given.items():
+            gin.bind_parameter((name, _MACRO, "value"), value)
+    elif scale == "rehearsal" and _data_dir():
         _parse_file(run_files.scale_file("rehearsal_own_data"))
+    elif scale == "rehearsal" and (recipe := run_files.sample_file(_bound("MIXTURE_OR_TASK_NAME"))):
+        _parse_file(recipe)
 
 
 def _data_dir() -> str:

@@ -38,6 +38,7 @@ from dora_jax.launch.command_line import (
 from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import SCALES, run_files
 from dora_jax.launch.scale import Choice
+from dora_jax.tasks.own import task_of
 
 if TYPE_CHECKING:  # the engine takes seconds to import; bad settings are told before
     from dora_jax.config import DataConfig, RunConfig
@@ -102,9 +103,10 @@ def _run(arguments: list[str]) -> int:
     resolved = gin_config.build(flags.gin_file, choice.scale, overrides)
     print(f"scale {choice.scale}: {choice.reason}", flush=True)
     _require_data(resolved.config)
+    task = task_of(resolved.config.data, resolved.config.cost.price_usd_per_label)
     set_up_jax(flags.compilation_cache)
     text = f"# Scale {choice.scale}: {choice.reason}\n{resolved.text}"
-    return _carry_out(resolved.config, text, command(program, arguments))
+    return _carry_out(resolved.config, task, text, command(program, arguments))
 
 
 def _choose_scale(
@@ -126,7 +128,9 @@ def _choose_scale(
 
 
 def _require_data(config: RunConfig) -> None:
-    if config.scale == "paper" and not config.data.data_dir and not config.data.token_store:
+    data = config.data
+    named = data.data_dir or data.token_store or data.own.train_file
+    if config.scale == "paper" and not named:
         raise ValueError(
             "Paper scale needs the task's real data: set the environment variable "
             f"{gin_config.DATA_DIR_VARIABLE} to the folder of the authors' files (a clone of "
@@ -135,17 +139,15 @@ def _require_data(config: RunConfig) -> None:
         )
 
 
-def _carry_out(config: RunConfig, text: str, same_command: str) -> int:
+def _carry_out(config: RunConfig, task: TaskSpec, text: str, same_command: str) -> int:
     """Opens the run directory, runs the strategies, prints what they came to."""
     from dora_jax import strategies
     from dora_jax.launch.results import print_results
     from dora_jax.stages.context import Interrupted, RunContext, StopRequest
-    from dora_jax.tasks.task import get_task
 
     def report(line: str) -> None:
         print(line, flush=True)
 
-    task = get_task(config.data.task)
     stop = StopRequest()
     try:
         with _stopped_by_signals(stop):

@@ -76,6 +76,12 @@ def scale_file(scale: str) -> Path:
     return path
 
 
+def sample_file(task: str) -> Path | None:
+    """The gin file of a task's rehearsal on the bundled sample, if it has one."""
+    path = GIN_FOLDER / "scale" / f"rehearsal_{task}.gin"
+    return path if path.is_file() else None
+
+
 def read(path: Path, including: tuple[Path, ...] = ()) -> Iterator[Piece]:
     """A gin file and all that it includes, in the order in which gin is to see them.
 

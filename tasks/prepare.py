@@ -64,6 +64,8 @@ def prepare(
             }
         manifest = {
             "task": task.name,
+            "task_kind": task.kind,
+            "task_labels": list(task.labels),
             "prompt_prefix": task.prompt_prefix,
             "labels": len(loaded.rows["train"]),
             "price_usd_per_label": task.price_usd_per_label,
@@ -91,13 +93,17 @@ def describe(store: TokenStore) -> list[str]:
     lines = [f"{facts['task']} from the {facts['origin']}: rows {rows}"]
     ids = facts["vocabulary"]
     lines.append(f"vocabulary: {ids['size']:,} ids ({ids['origin']}), {ids['fingerprint']}")
+    if facts["label_counts"]:
+        counts = facts["label_counts"]["train"].items()
+        lines.append(f"labels: {' · '.join(f'{label} {count:,}' for label, count in counts)}")
     if facts["unlabeled_duplicates_dropped"]:
         lines.append(
             f"unlabeled: {facts['unlabeled_duplicates_dropped']:,} repeated sources left out"
         )
     if facts["skipped_rows"]:
-        first = facts["skipped_rows"][0]
-        lines.append(f"bad rows left out: {len(facts['skipped_rows']):,}; the first: {first}")
+        lines.append(f"bad rows left out: {len(facts['skipped_rows']):,}")
+        lines += [f"  {complaint}" for complaint in facts["skipped_summary"]]
+    lines += _leaks(facts)
     for split, sides in facts["lengths"].items():
         for side, of_side in sides.items():
             if of_side["truncated_rows"]:
@@ -106,6 +112,25 @@ def describe(store: TokenStore) -> list[str]:
                     f"{split} {side}s ({of_side['truncated_share']:.2%}), the longest of "
                     f"{of_side['max']}"
                 )
+    return lines
+
+
+def _leaks(facts: dict[str, Any]) -> list[str]:
+    """Warnings of rows that a model is judged by and has seen."""
+    test, validation = facts["rows"]["test"], facts["rows"]["validation"]
+    seen = facts["test_rows_also_in_train_or_unlabeled"]
+    lines = []
+    if seen:
+        lines.append(
+            f"warning: {seen:,} of the {test:,} test texts ({seen / test:.2%}) are also in the "
+            f"train ({facts['test_rows_also_in_train']:,}) or unlabelled text; scores on them tell "
+            "of memory"
+        )
+    if seen := facts["validation_rows_also_in_train"]:
+        lines.append(
+            f"warning: {seen:,} of the {validation:,} validation texts are also in train; the "
+            "checkpoint is chosen by them"
+        )
     return lines
 
 

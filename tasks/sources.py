@@ -1,50 +1,43 @@
-"""From files to splits: reads a task's JSON lines, cuts validation off, chooses the labels.
+"""From files to splits: finds a task's files, cuts validation off, chooses the labels.
 
-Two layouts are known: the authors' files in the folder that DORA_DATA_DIR names
-(`<task>/<task>_train_all.json`, `<task>/<task>_test_all.json`) and the bundled sample
-(`train`, `unlabeled`, `validation` and `test.jsonl`). No TensorFlow here.
+Three layouts are known: the files of a task of the user's own, named one by one; the
+authors' files in the folder that DORA_DATA_DIR names (`<task>/<task>_train_all.json`,
+`<task>/<task>_test_all.json`); and the bundled sample (`train`, `unlabeled`, `validation` and
+`test.jsonl`). No TensorFlow here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dora_jax.config import DataConfig, fingerprint
+from dora_jax.tasks.rows import TABLES, UNLABELLED, Columns, Row, Rows, list_complaints, read_rows
 from dora_jax.tasks.task import TaskSpec
 
 HOW_TO_SET_THE_FOLDER = (
     "Set DORA_DATA_DIR to the folder that holds the authors' task folders (a clone of "
     "github.com/jm-kang/Distill-or-Annotate), or leave it unset to use the bundled sample."
 )
+OWN_FILE_ENDINGS = (*TABLES, ".jsonl", ".json")
 
 
-class Row(NamedTuple):
-    """One example as text; `target` is "" where there is no label, and also where it is empty."""
+class Pools(NamedTuple):
+    """Every row of a task's files, before any is chosen.
 
-    source: str
-    target: str
-    location: str  # "file:line", for messages
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """What a file held.
-
-    Attributes:
-        rows: the good rows, in file order.
-        skipped: what was wrong with each row left out, with file and line.
-        sha256: of the file's bytes.
+    `unlabeled` holds the rows of a separate file only; the train rows that are not chosen to
+    be labelled join them later. `origin` says in words which of the layouts it was.
     """
 
-    rows: list[Row]
-    skipped: list[str]
-    sha256: str
+    train: list[Row]
+    unlabeled: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    files: dict[str, Rows]
+    origin: str
 
 
 class LoadedSplits(NamedTuple):
@@ -54,170 +47,158 @@ class LoadedSplits(NamedTuple):
     provenance: dict[str, Any]
 
 
-def read_rows(
-    path: Path,
-    on_bad_row: str,
-    required: Sequence[str] = ("source", "target"),
-    check_target: Callable[[str], str | None] | None = None,
-) -> Rows:
-    """Reads JSON lines of {"source": text, "target": text}; empty lines hold no row.
+def read_pools(task: TaskSpec, data: DataConfig) -> Pools:
+    """Reads and checks a task's files, and cuts validation off train where it has no file.
 
-    Args:
-        path: the file.
-        on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and counts them.
-        required: the fields a row must have; a target that is not required is not read.
-        check_target: says what is wrong with a target, or None; without it any will do.
+    Rows that share a source are then all cut off or none is.
 
     Raises:
-        ValueError: the file cannot be read, or a row is bad: where it is and what is wrong.
+        ValueError: an unreadable folder or file, or bad rows.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}). {HOW_TO_SET_THE_FOLDER}"
-        ) from error
-    rows: list[Row] = []
-    skipped: list[str] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        location = f"{path}:{number}"
-        try:
-            rows.append(_parse_row(line, location, required, check_target))
-        except ValueError as error:
-            if on_bad_row == "error":
-                raise ValueError(
-                    f"{error} Mend the line, or set on_bad_row = 'skip' to leave such rows out "
-                    "and count them."
-                ) from error
-            skipped.append(str(error))
-    return Rows(rows, skipped, hashlib.sha256(content).hexdigest())
-
-
-def _parse_row(
-    line: bytes,
-    location: str,
-    required: Sequence[str],
-    check_target: Callable[[str], str | None] | None,
-) -> Row:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{location}: not UTF-8 ({error.reason} at byte {error.start})."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{location}: broken JSON ({error.msg} at column {error.colno})."
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise ValueError(f"{location}: broken JSON ({error}).") from error
-    if not isinstance(fields, dict):
-        raise ValueError(
-            f"{location}: expected an object with {' and '.join(map(repr, required))}, found "
-            f"{type(fields).__name__}."
-        )
-    for field in required:
-        _check_field(fields, field, location)
-    if not fields["source"].strip():
-        raise ValueError(f"{location}: 'source' is empty; there is nothing to label.")
-    target = fields["target"] if "target" in required else ""
-    complaint = check_target(target) if check_target else None
-    if complaint:
-        raise ValueError(f"{location}: {complaint}")
-    return Row(fields["source"], target, location)
-
-
-def _check_field(fields: dict[str, Any], field: str, location: str) -> None:
-    if field not in fields:
-        raise ValueError(
-            f"{location}: field {field!r} is missing; found {', '.join(fields) or 'none'}."
-        )
-    value = fields[field]
-    if not isinstance(value, str):
-        raise ValueError(
-            f"{location}: {field!r} must be text, found {type(value).__name__} {value!r}."
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{location}: {field!r} holds half a surrogate pair at character {error.start}."
-        ) from error
+    if data.own.train_file:
+        origin, files = "user's own files", _own_files(task, data)
+    elif data.data_dir:
+        origin, files = "authors' files", _authors_files(task, data)
+    else:
+        origin, files = "bundled sample", _sample_files(task, data)
+    if "validation" in files:
+        train, validation = files["train"].rows, files["validation"].rows
+    else:
+        train, validation = _cut_validation(files["train"].rows, data.validation_share)
+    unlabeled = files["unlabeled"].rows if "unlabeled" in files else []
+    return Pools(train, unlabeled, validation, files["test"].rows, files, origin)
 
 
 def load_splits(task: TaskSpec, data: DataConfig) -> LoadedSplits:
     """The rows of a run: labels in "train", text in "unlabeled", and "validation", "test".
 
-    Rows that share a source all go to validation or none do. "unlabeled" holds each source
-    once, and none that is in "train" or "validation": a text that was labelled is not
-    unlabelled text. Texts that the published test split shares with train stay, and are counted.
+    "unlabeled" holds each source once, and none that is in "train" or "validation": a text
+    that was labelled is not unlabelled text. Texts that "test" shares with the others stay,
+    and are counted.
 
     Args:
         task: names the folder and checks targets.
         data: which files, how many rows of each split, and how the labels are chosen.
 
     Raises:
-        ValueError: an unreadable folder or file, a bad row, or more labels asked than there are.
+        ValueError: an unreadable folder or file, bad rows, or more labels asked than there are.
     """
-    files = _authors_files(task, data) if data.data_dir else _sample_files(task, data)
-    if data.data_dir:
-        train, validation = _cut_validation(files["train"].rows, data.validation_share)
-        unlabeled: list[Row] = []
-    else:
-        train, validation = files["train"].rows, files["validation"].rows
-        unlabeled = files["unlabeled"].rows
-    labelled, rest = _choose_labels(train, data)
-    pool = rest + unlabeled
-    distinct = _distinct_sources(pool, known={row.source for row in labelled})
+    pools = read_pools(task, data)
+    labelled, rest = _choose_labels(pools.train, data)
+    pool = rest + pools.unlabeled
+    known = {row.source for row in (*labelled, *pools.validation)}
+    distinct = distinct_sources(pool, known)
     rows = {
         "train": labelled,
         "unlabeled": _first(distinct, data.num_unlabeled, "num_unlabeled"),
-        "validation": _first(validation, data.num_validation, "num_validation"),
-        "test": _first(files["test"].rows, data.num_test, "num_test"),
+        "validation": _first(pools.validation, data.num_validation, "num_validation"),
+        "test": _first(pools.test, data.num_test, "num_test"),
     }
-    if data.num_validation != 0 and not validation:
+    if data.num_validation != 0 and not pools.validation:
         raise ValueError("There are no validation rows; add rows or raise validation_share.")
-    if data.num_test != 0 and not files["test"].rows:
+    if data.num_test != 0 and not pools.test:
         raise ValueError("There are no test rows; add rows to the test file or set num_test = 0.")
-    seen = {row.source for split in ("train", "unlabeled") for row in rows[split]}
     provenance = {
-        "origin": "authors' files" if data.data_dir else "bundled sample",
+        "origin": pools.origin,
         "rows": {split: len(members) for split, members in rows.items()},
-        "labelled_rows_available": len(train),
+        "label_counts": _label_counts(task, rows),
+        "labelled_rows_available": len(pools.train),
         "labelled_sources_repeated": len(labelled) - len({row.source for row in labelled}),
         "unlabeled_duplicates_dropped": len(pool) - len(distinct),
-        "test_rows_also_in_train_or_unlabeled": sum(r.source in seen for r in rows["test"]),
+        **count_leaks(rows),
     }
-    return LoadedSplits(rows, provenance | _describe_files(files))
+    return LoadedSplits(rows, provenance | describe_files(pools.files))
 
 
-def _describe_files(files: dict[str, Rows]) -> dict[str, Any]:
+def count_leaks(rows: dict[str, list[Row]]) -> dict[str, int]:
+    """Rows of the splits that judge a model whose source, to the letter, it was trained on."""
+    train, unlabeled = ({row.source for row in rows[name]} for name in ("train", "unlabeled"))
+    validation, test = rows["validation"], rows["test"]
+    return {
+        "validation_rows_also_in_train": sum(row.source in train for row in validation),
+        "test_rows_also_in_train": sum(row.source in train for row in test),
+        "test_rows_also_in_train_or_unlabeled": sum(
+            row.source in train or row.source in unlabeled for row in test
+        ),
+    }
+
+
+def _label_counts(task: TaskSpec, rows: dict[str, list[Row]]) -> dict[str, dict[str, int]]:
+    """Class → rows, for each split that has labels; nothing for other kinds of task."""
+    if task.kind != "classification":
+        return {}
+    counts = {s: Counter(r.target for r in rows[s]) for s in ("train", "validation", "test")}
+    return {split: {label: of[label] for label in task.labels} for split, of in counts.items()}
+
+
+def describe_files(files: dict[str, Rows]) -> dict[str, Any]:
+    """Which bytes a task was read from, and what was left out of them."""
+    skipped = [bad for file in files.values() for bad in file.skipped]
     return {
         "source_files": {
             name: {"sha256": file.sha256, "rows": len(file.rows), "skipped": len(file.skipped)}
             for name, file in files.items()
         },
         "data_fingerprint": fingerprint({name: file.sha256 for name, file in files.items()}),
-        "skipped_rows": [message for file in files.values() for message in file.skipped],
+        "skipped_rows": [f"{bad.location}: {bad.complaint}" for bad in skipped],
+        "skipped_summary": list_complaints(skipped),
     }
+
+
+# --- The three layouts
+
+
+def _own_files(task: TaskSpec, data: DataConfig) -> dict[str, Rows]:
+    own = data.own
+    columns = Columns(own.source_column, own.target_column)
+    named = {"train": own.train_file, "test": own.test_file, "validation": own.validation_file}
+    files = {
+        split: read_own(file, data.on_bad_row, columns, task.check_target)
+        for split, file in named.items()
+        if file
+    }
+    if own.unlabeled_file:
+        texts = Columns(own.source_column, None)
+        files["unlabeled"] = read_own(own.unlabeled_file, data.on_bad_row, texts)
+    return files
+
+
+def read_own(file: str, on_bad_row: str, columns: Columns, check_target: Any | None = None) -> Rows:
+    """`read_rows` of a file that the user named; only endings that say how to read it will do."""
+    path = Path(file)
+    if path.suffix.lower() not in OWN_FILE_ENDINGS:
+        raise ValueError(
+            f"{path} does not say how to read it; expected a name that ends in "
+            f"{', '.join(OWN_FILE_ENDINGS)}. A spreadsheet can be saved as CSV UTF-8."
+        )
+    return read_rows(
+        path,
+        on_bad_row,
+        columns,
+        check_target,
+        if_unreadable=f"Name a file as it is seen from {Path.cwd()}.",
+    )
 
 
 def _authors_files(task: TaskSpec, data: DataConfig) -> dict[str, Rows]:
     folder = Path(data.data_dir) / task.folder
+    names = {
+        split: f"{task.folder}_{published}_all.json"
+        for split, published in (("train", "train"), ("test", task.test_split))
+    }
     if not folder.is_dir():
         raise ValueError(
             f"There is no folder {folder} with the files of task {task.name!r} "
-            f"({task.folder}_train_all.json, {task.folder}_test_all.json). {HOW_TO_SET_THE_FOLDER}"
+            f"({', '.join(names.values())}). {HOW_TO_SET_THE_FOLDER}"
         )
     return {
         split: read_rows(
-            folder / f"{task.folder}_{split}_all.json",
+            folder / name,
             data.on_bad_row,
             check_target=task.check_target,
+            if_unreadable=HOW_TO_SET_THE_FOLDER,
         )
-        for split in ("train", "test")
+        for split, name in names.items()
     }
 
 
@@ -229,8 +210,10 @@ def _sample_files(task: TaskSpec, data: DataConfig) -> dict[str, Rows]:
         split: read_rows(folder / f"{split}.jsonl", data.on_bad_row, check_target=task.check_target)
         for split in ("train", "validation", "test")
     }
-    path = folder / "unlabeled.jsonl"
-    return files | {"unlabeled": read_rows(path, data.on_bad_row, required=("source",))}
+    return files | {"unlabeled": read_rows(folder / "unlabeled.jsonl", data.on_bad_row, UNLABELLED)}
+
+
+# --- Which rows
 
 
 def _cut_validation(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
@@ -244,26 +227,36 @@ def _cut_validation(rows: list[Row], share: float) -> tuple[list[Row], list[Row]
     return train, validation
 
 
+def order_of_labels(train: list[Row], seed: int) -> list[Row]:
+    """The order in which rows get labels: that of the file for -1, else drawn.
+
+    A drawn order follows from the seed and the hash of each source alone, so the labels of a
+    smaller count are among those of a larger one.
+    """
+
+    def drawn(row: Row) -> bytes:
+        return hashlib.sha256(f"{seed}\n{row.source}".encode()).digest()
+
+    return train if seed == -1 else sorted(train, key=drawn)
+
+
 def _choose_labels(train: list[Row], data: DataConfig) -> tuple[list[Row], list[Row]]:
     """The labelled rows and the others.
 
-    Drawn labels are the first of an order that the seed and each source's hash fix, so the
-    labels of a smaller count are among those of a larger one.
+    Raises:
+        ValueError: more are asked for than there are.
     """
-    if data.num_labels > len(train):
+    count = len(train) if data.num_labels == -1 else data.num_labels
+    if count > len(train):
         raise ValueError(
-            f"DataConfig.num_labels = {data.num_labels}, but there are {len(train)} labelled rows "
-            "left for training; ask for so many or fewer."
+            f"DataConfig.num_labels = {count}, but there are {len(train)} labelled rows left for "
+            "training; ask for so many or fewer, or for -1, which takes them all."
         )
-
-    def drawn(row: Row) -> bytes:
-        return hashlib.sha256(f"{data.labels_seed}\n{row.source}".encode()).digest()
-
-    order = train if data.labels_seed == -1 else sorted(train, key=drawn)
-    return order[: data.num_labels], order[data.num_labels :]
+    order = order_of_labels(train, data.labels_seed)
+    return order[:count], order[count:]
 
 
-def _distinct_sources(rows: list[Row], known: set[str]) -> list[Row]:
+def distinct_sources(rows: list[Row], known: set[str]) -> list[Row]:
     """Each source that is not `known` once, without its label, in order of first appearance."""
     distinct: dict[str, Row] = {}
     for row in rows:

@@ -72,6 +72,30 @@ def logits_of(
     ).logits
 
 
+def generate(
+    model: transformers.T5ForConditionalGeneration,
+    encoder_tokens_BS: np.ndarray,
+    max_length: int,
+    **settings: object,
+) -> np.ndarray:
+    """int32 [B, max_length]: no start token, zeros after EOS.
+
+    transformers fills what a beam search leaves behind EOS with EOS where the padding id is 0.
+    """
+    tokens = torch.from_numpy(encoder_tokens_BS).long()
+    generated_BT = model.generate(
+        input_ids=tokens,
+        attention_mask=(tokens != 0).long(),
+        max_new_tokens=max_length,
+        do_sample=False,
+        **settings,
+    ).numpy()[:, 1:]
+    is_eos_BT = generated_BT == 1
+    generated_BT = np.where(np.cumsum(is_eos_BT, axis=1) - is_eos_BT > 0, 0, generated_BT)
+    missing = max_length - generated_BT.shape[1]
+    return np.pad(generated_BT, ((0, 0), (0, missing))).astype(np.int32)
+
+
 def random_rows(
     seed: int, batch: int, source_length: int, target_length: int, vocab_size: int = 48
 ) -> tuple[np.ndarray, np.ndarray]:

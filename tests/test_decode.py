@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from flax import linen as nn
 import dora_jax
 from dora_jax.checkpoints import huggingface
 from dora_jax.config import T5Config
-from dora_jax.model.decode import greedy, greedy_label, summarise_logits
+from dora_jax.model.decode import (
+    forced_label,
+    generate,
+    greedy_label,
+    likeliest,
+    summarise_logits,
+    target_log_probabilities,
+)
 from dora_jax.model.t5 import abstract_params
+from dora_jax.parallel import partitioning
+from dora_jax.parallel.mesh import make_mesh
 from dora_jax.shapes import EOS_ID, PAD_ID
 
 TINY = T5Config(
@@ -58,27 +68,27 @@ def ends(tokens_BT: np.ndarray) -> np.ndarray:
     return np.where(is_eos_BT.any(1), is_eos_BT.argmax(1), is_eos_BT.shape[1])
 
 
-@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
-def test_ids_are_those_of_transformers(tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "source_length", "max_length", "min_length"),
+    [("v1.0", 13, LENGTH, 0), ("v1.1", 13, LENGTH, 0), ("v1.1", 200, 40, 40), ("v1.0", 1, 1, 0)],
+)
+def test_ids_are_those_of_transformers(
+    tmp_path: Path, version: str, source_length: int, max_length: int, min_length: int
+) -> None:
     reference = pytest.importorskip("t5_reference")
-    torch = reference.torch
     # transformers 5.23 sizes its cache by the encoder's layers, so both stacks have as many.
     model = reference.make_model(version, seed=3, num_decoder_layers=2)
-    with torch.no_grad():
+    with reference.torch.no_grad():
         model.lm_head.weight[EOS_ID] *= 3.0  # some rows end early
     config, params = huggingface.load(reference.save_model(model, tmp_path))
-    tokens_BS, _ = reference.random_rows(4, 16, 13, 1)
-    expected_BT = model.generate(
-        input_ids=torch.from_numpy(tokens_BS).long(),
-        attention_mask=torch.from_numpy(tokens_BS != 0).long(),
-        max_new_tokens=LENGTH,
-        do_sample=False,
-        num_beams=1,
-    ).numpy()[:, 1:]
+    tokens_BS, _ = reference.random_rows(4, 16, source_length, 1)
+    expected_BT = reference.generate(
+        model, tokens_BS, max_length, min_new_tokens=min_length, num_beams=1
+    )
     ends_B = ends(expected_BT)
-    assert ends_B.min() < LENGTH - 2, ends_B
-    assert ends_B.max() == LENGTH, ends_B
-    actual_BT = dora_jax.greedy_decode(config, params, tokens_BS, LENGTH)
+    assert ends_B.max() == max_length, ends_B
+    assert ends_B.min() < max_length or max_length == 1 or min_length, ends_B
+    actual_BT = dora_jax.greedy_decode(config, params, tokens_BS, max_length, min_length)
     np.testing.assert_array_equal(actual_BT, expected_BT)
 
 
@@ -124,6 +134,56 @@ def test_soft_labels_are_those_of_the_uncached_network(params: Any, sources_BS: 
     check(soft.logz_BTZ, np.stack(logz_BTZ, axis=-1))
 
 
+def test_forced_soft_labels_of_decoded_tokens_are_those_of_decoding(
+    params: Any, sources_BS: np.ndarray
+) -> None:
+    tokens_BT, decoded = greedy_label(TINY, params, sources_BS, LENGTH, 5, (1.0, 2.0))
+    forced = forced_label(TINY, params, sources_BS, tokens_BT, 5, (1.0, 2.0))
+    counted_BT = np.asarray(tokens_BT) != PAD_ID
+    for name, one, other in zip(forced._fields, forced, decoded, strict=True):
+        one, other = np.asarray(one)[counted_BT], np.asarray(other)[counted_BT]
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_target_log_probabilities_are_those_of_the_whole_softmax(
+    params: Any, sources_BS: np.ndarray
+) -> None:
+    targets_BT = np.random.default_rng(5).integers(2, 24, (12, LENGTH)).astype(np.int32)
+    targets_BT[3, 4:] = [EOS_ID, *[PAD_ID] * (LENGTH - 5)]
+    scores_BT = np.asarray(target_log_probabilities(TINY, params, sources_BS, targets_BT))
+    inputs_BT = np.concatenate([np.zeros((12, 1), np.int32), targets_BT[:, :-1]], axis=1)
+    logits_BTV = np.array(dora_jax.forward(TINY, params, sources_BS, inputs_BT))
+    logits_BTV -= np.log(np.exp(logits_BTV).sum(-1, keepdims=True))
+    expected_BT = np.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
+    expected_BT[3, 5:] = 0.0
+    np.testing.assert_allclose(scores_BT, expected_BT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [3, 128, 700])
+def test_the_likeliest_is_the_lowest_id_of_the_largest(vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    logits_BV = rng.integers(-9, 4, (50, vocab)).astype(np.float32)  # full of ties
+    logits_BV[0] = -np.inf
+    logits_BV[1, -1] = 7.0
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits_BV)), logits_BV.argmax(1))
+
+
+def test_the_cache_is_split_like_attention(params: Any, sources_BS: np.ndarray) -> None:
+    """Rows over data and fsdp, heads over tensor, and the same tokens."""
+    mesh = make_mesh(fsdp=2, tensor=2)
+    placed = jax.device_put(params, partitioning.tree_shardings(abstract_params(TINY), mesh))
+    rows_BS = jax.device_put(sources_BS, partitioning.batch_sharding(mesh))
+    rules = tuple(partitioning.RULES.items())
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        program = dora_jax.greedy_decode.lower(TINY, placed, rows_BS, LENGTH).compile()
+    loops = [line for line in program.as_text().splitlines() if " while(" in line]
+    # 12 rows over 4 shards, 2 heads over 2 devices.
+    assert any(f"f32[3,1,{LENGTH},8]" in loop for loop in loops)
+    assert not re.search(rf"f32\[(?!3,1)\d+,\d+,{LENGTH},8\]", "".join(loops))
+    expected_BT = dora_jax.greedy_decode(TINY, params, sources_BS, LENGTH)
+    np.testing.assert_array_equal(program(placed, rows_BS), expected_BT)
+
+
 def test_a_summary_keeps_no_more_than_the_vocabulary() -> None:
     logits_BV = jnp.asarray([[0.0, 2.0, 2.0, -1.0]])
     soft = summarise_logits(logits_BV, top_k=9, temperatures=(1.0,))
@@ -150,7 +210,7 @@ def test_the_loop_ends_with_its_rows() -> None:
     script_BTV[1, :2, 2:] = script_BTV[1, 2:, EOS_ID] = 1.0
     script_BTV[2, :, 3] = 1.0
     fed: list[list[int]] = []
-    tokens_BT, records = greedy(
+    tokens_BT, records = generate(
         scripted(script_BTV, fed),
         jnp.int32(0),
         batch=3,
@@ -167,7 +227,7 @@ def test_the_loop_ends_with_its_rows() -> None:
 
 def test_nothing_is_decoded_where_every_row_is_blank() -> None:
     fed: list[list[int]] = []
-    tokens_BT, _ = greedy(
+    tokens_BT, _ = generate(
         scripted(np.ones((2, 4, 3), np.float32), fed),
         jnp.int32(0),
         batch=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,20 +12,9 @@ from dora_jax.config import DataConfig, RunConfig, T5Config, fingerprint
 from dora_jax.cost.flops import parameter_count
 from dora_jax.launch import gin_config, run_files
 from dora_jax.launch.gin_config import Override, build
+from dora_jax.model.sizes import NETWORKS
 
 RUN = "gin/wlp_distill.gin"
-
-# Published sizes. Source: transformers' parameter counts of the checkpoints.
-PARAMETERS = {
-    "t5_1_1_small": 76_961_152,
-    "t5_1_1_base": 247_577_856,
-    "t5_1_1_large": 783_150_080,
-    "t5_1_1_xl": 2_849_757_184,
-    "t5_1_1_xxl": 11_135_332_352,
-    "t5_small": 60_506_624,
-    "t5_base": 222_903_552,
-    "t5_large": 737_668_096,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +33,8 @@ def config_of(*given: str, scale: str = "rehearsal", run: str | Path = RUN) -> R
 
 def test_paper_scale_is_the_authors_protocol() -> None:
     config = config_of(scale="paper")
-    assert parameter_count(config.teacher.network) == PARAMETERS["t5_1_1_xxl"]
-    assert parameter_count(config.student.network) == PARAMETERS["t5_1_1_small"]
+    assert parameter_count(config.teacher.network) == parameter_count(NETWORKS["t5_1_1_xxl"])
+    assert parameter_count(config.student.network) == parameter_count(NETWORKS["t5_1_1_small"])
     assert (config.teacher.weights, config.student.weights) == (
         "hf:google/t5-v1_1-xxl",
         "hf:google/t5-v1_1-small",
@@ -84,15 +74,15 @@ def test_both_runs_train_their_student_alike() -> None:
     assert (annotate.student, annotate.annotate) == (distill.student, distill.annotate)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_models_have_their_published_sizes(name: str) -> None:
-    network = config_of(f"STUDENT=@{name}/T5Config()", scale="paper").student.network
-    assert parameter_count(network) == PARAMETERS[name]
-    assert network.logits_via_embedding == name.startswith(("t5_small", "t5_base", "t5_large"))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_model_files_are_the_networks_of_the_table(name: str) -> None:
+    found = config_of(f"STUDENT=@{name}/T5Config()", "DTYPE='float32'", scale="paper")
+    network = dataclasses.replace(found.student.network, remat_policy="none")
+    assert network == NETWORKS[name]
 
 
-def test_every_model_file_is_tested_and_wired() -> None:
-    assert {path.stem for path in (run_files.GIN_FOLDER / "models").iterdir()} == set(PARAMETERS)
+def test_every_model_file_is_in_the_table_and_wired() -> None:
+    assert {path.stem for path in (run_files.GIN_FOLDER / "models").iterdir()} == set(NETWORKS)
 
 
 def test_help_explains_every_name_of_the_wiring() -> None:

@@ -274,7 +274,7 @@ def test_broken_settings_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="config.json has no 'd_kv'"):
         huggingface.load(folder)
     file.write_text('{"model_type": "t5"')
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json cannot be used: Expecting"):
         huggingface.load(folder)
     file.write_text("[]")
     with pytest.raises(ValueError, match="config.json holds a list"):
@@ -293,6 +293,18 @@ def test_a_truncated_file_is_refused(folder: Path) -> None:
             huggingface.load(folder)
 
 
+def test_a_tensor_named_twice_in_one_file_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    stored = file.read_bytes()
+    length = int.from_bytes(stored[:8], "little")
+    header = stored[8 : 8 + length].decode().rstrip()
+    entry = json.dumps(json.loads(header)[NORM])
+    twice = f'{header[:-1]},"{NORM}":{entry}}}'.encode()
+    file.write_bytes(len(twice).to_bytes(8, "little") + twice + stored[8 + length :])
+    with pytest.raises(ValueError, match=f"{NORM} is named twice"):
+        huggingface.load(folder)
+
+
 def test_quantised_tensors_are_refused(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({QUERY: np.zeros((24, 16), np.int8)}))
     with pytest.raises(ValueError, match=f"{QUERY}.* is I8; expected one of F32"):
@@ -306,6 +318,10 @@ def test_shards_and_their_index_must_agree(folder: Path) -> None:
 
     index.write_text(json.dumps({"weight_map": {**weight_map, "ghost.weight": second.name}}))
     with pytest.raises(ValueError, match="ghost.weight is not in .*00002-of-00002"):
+        huggingface.load(folder)
+    second_name = json.dumps({"shared.weight": second.name})[1:]
+    index.write_text(json.dumps({"weight_map": weight_map})[:-2] + f", {second_name}}}")
+    with pytest.raises(ValueError, match=r"index\.json.*shared.weight is named twice"):
         huggingface.load(folder)
     index.write_text("{}")
     with pytest.raises(ValueError, match='no "weight_map"'):

@@ -13,7 +13,7 @@ import sentencepiece
 
 from dora_jax.checkpoints import huggingface
 from dora_jax.config import T5Config
-from dora_jax.data.vocab import Vocabulary, train_sentencepiece
+from dora_jax.data.vocab import Vocabulary
 
 reference = pytest.importorskip("t5_reference")
 torch, transformers = reference.torch, reference.transformers
@@ -126,10 +126,18 @@ def test_a_checkpoint_is_replaced_whole_and_nothing_else_ever(
     equal(huggingface.load(target)[1], doubled)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    # A writer that was killed between its two renames: the old checkpoint comes back first.
+    target.rename(tmp_path / "out.old")
+    with monkeypatch.context() as broken:
+        broken.setattr(huggingface, "save_file", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            huggingface.save(target, config, params, tokenizer_file, extra_ids=10)
+    equal(huggingface.load(target)[1], doubled)
+
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match=r"it has thesis\.tex"):
         huggingface.save(thesis, config, params, tokenizer_file, extra_ids=10)
     assert (thesis / "thesis.tex").exists()
 
@@ -143,8 +151,4 @@ def test_networks_and_vocabularies_that_do_not_fit_are_not_written(
     strange = dataclasses.replace(config, mlp_activations=("relu", "gelu"))
     with pytest.raises(ValueError, match="transformers has no T5"):
         huggingface.save(tmp_path / "out", strange, params, tokenizer_file, extra_ids=10)
-    train_sentencepiece(TEXTS, tmp_path / "bpe.model", pieces=290)
-    larger = dataclasses.replace(config, vocab_size=400)
-    with pytest.raises(ValueError, match="byte-pair"):
-        huggingface.save(tmp_path / "out", larger, params, tmp_path / "bpe.model")
-    assert [path.name for path in tmp_path.iterdir()] == ["bpe.model"]
+    assert not list(tmp_path.iterdir())

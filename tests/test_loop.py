@@ -142,7 +142,17 @@ def test_a_stop_saves_and_the_next_start_ends_with_the_same_bits(
     assert [row["step"] for row in rows if "validation/value" in row] == [2, 4, 6, 8]
 
 
-def test_a_best_that_a_crash_undid_is_no_best(store: TokenStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint_every_steps", "values", "best_step"),
+    [(3, (0.5, 0.7, 0.6), 6), (100, (0.9, 0.5, 0.6, 0.7), 2)],
+)
+def test_a_best_that_a_crash_undid_is_no_best(
+    store: TokenStore,
+    tmp_path: Path,
+    checkpoint_every_steps: int,
+    values: tuple[float, ...],
+    best_step: int,
+) -> None:
     """Done again on other devices the updates may score otherwise; the best must still be there."""
 
     class Killed(BaseException):
@@ -154,13 +164,13 @@ def test_a_best_that_a_crash_undid_is_no_best(store: TokenStore, tmp_path: Path)
         return script(params)
 
     script = Script(1.0, 9.0)
+    changes = {"checkpoint_every_steps": checkpoint_every_steps}
     with pytest.raises(Killed):
-        train(store, tmp_path, killed_at_the_third, checkpoint_every_steps=3)
-    assert steps(tmp_path / "teach" / "checkpoints") == ["3"]
+        train(store, tmp_path, killed_at_the_third, **changes)
     assert steps(tmp_path / "teach" / "best") == ["4"]
-    progress = train(store, tmp_path, Script(0.5, 0.7, 0.6), checkpoint_every_steps=3)
-    assert (progress.best_step, progress.best_value) == (6, 0.7)
-    assert steps(tmp_path / "teach" / "best") == ["6"]
+    progress = train(store, tmp_path, Script(*values), **changes)
+    assert (progress.best_step, progress.best_value) == (best_step, max(values))
+    assert steps(tmp_path / "teach" / "best") == [str(best_step)]
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on_from_the_one_before(

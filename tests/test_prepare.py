@@ -16,6 +16,7 @@ from dora_jax.tasks.seqio_registry import native_stderr_held_back, register, seq
 from dora_jax.tasks.sources import load_splits
 from dora_jax.tasks.task import get_task
 
+NAMES = ("fever", "multipit_gen", "multipit_id", "nq", "stanceosaurus", "wlp")
 WLP = get_task("wlp")
 PUBLISHED = os.environ.get("DORA_DATA_DIR", "")
 SMALL = DataConfig(num_labels=200, num_unlabeled=300, num_validation=50, num_test=60)
@@ -143,16 +144,104 @@ def test_seqio_knows_the_task_by_its_name(store):
         assert len(example["targets"]) <= 8
 
 
-def test_seqio_metric_scores_the_whole_gold(store):
+@pytest.mark.parametrize("name", NAMES)
+def test_seqios_evaluator_gives_the_scores_of_the_task(store, name):
+    """Gold whole although its tokens are cut, sources as in the files: as `TaskSpec.score`."""
+    task = get_task(name)
+    data = DataConfig(task=name, num_labels=1, num_unlabeled=0, num_validation=12, num_test=0)
+    # Not test: there the targets of multipit_gen are its sources.
+    rows = load_splits(task, data).rows["validation"]
+    register(task, data, str(store.directory / "vocabulary.model"))
+    evaluator = seqio.Evaluator(
+        name,
+        seqio.EncDecFeatureConverter(pack=False),
+        eval_split="validation",
+        sequence_length={"inputs": 16, "targets": 8},
+        async_compute_metrics=False,
+    )
+    # What a model writes: the gold of the first half, that of other rows for the second.
+    written = [row.target for row in [*rows[:6], *rows[1:7]]]
+    tokens = store.vocabulary.encode(written)
+    padded = [[*ids, EOS_ID, *[0] * (200 - len(ids))] for ids in tokens]
+
+    def predict(dataset):
+        return [(int(i), padded[int(i)]) for i, _ in dataset.as_numpy_iterator()]
+
+    results, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+    found = results.result()[name]
+    golds, sources = [row.target for row in rows], [row.source for row in rows]
+    wanted = task.score(golds, written, sources, resamples=0)
+    expected = {f"strict/{metric}": value for metric, value in wanted.strict.items()}
+    expected |= {f"paper/{metric}": value for metric, value in wanted.paper.items()}
+    assert found == pytest.approx(expected)
+    assert 0 < found[f"strict/{wanted.primary}"] < 100
+
+
+def test_what_seqios_metrics_compare(store):
     task = register(WLP, SMALL, str(store.directory / "vocabulary.model"))
-    example = {"targets_pretokenized": "2 µl [Amount]".encode()}
-    assert task.postprocess_fn("2", example=example, is_target=True) == "2 µl [Amount]"
+    example = {"source": b"2 ul", "targets_pretokenized": "2 µl [Amount]".encode()}
+    gold = task.postprocess_fn("2", example=example, is_target=True)
+    assert gold == ("2 ul", "2 µl [Amount]")
     assert task.postprocess_fn("2", example=example, is_target=False) == "2"
-    [metric] = task.metric_fns
-    perfect = metric(["2 µl [Amount]", "mix [Action]"], ["2 µl [Amount]", "mix [Action]"])
-    half = metric(["2 µl [Amount]", "mix [Action]"], ["2 µl [Amount]", ""])
-    assert perfect["strict/micro_f1"] == 100.0
-    assert half["strict/micro_f1"] == pytest.approx(200 / 3)  # precision 1, recall 1/2
+
+
+# Every task
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_rows_of_every_task_are_told(tmp_path, name):
+    task = get_task(name)
+    data = DataConfig(
+        task=name,
+        num_labels=60,
+        num_unlabeled=60,
+        num_validation=10,
+        num_test=30,
+        source_length=8,
+        target_length=2,
+        vocabulary_pieces=400,
+    )
+    lines: list[str] = []
+    facts = prepare(task, data, tmp_path / "tokens", lines.append).manifest
+    share = facts["lengths"]["train"]["source"]["truncated_share"]
+    assert 0 < share <= 1
+    assert f"of the train sources ({share:.2%}), the longest of " in "\n".join(lines)
+    assert facts["task_kind"] == task.kind
+    assert tuple(facts["task_labels"]) == task.labels
+    assert facts["prompt_prefix"] == task.prompt_prefix
+    if task.kind == "classification":
+        counts = facts["label_counts"]["train"]
+        assert sum(counts.values()) == 60
+        told = " · ".join(f"{label} {count}" for label, count in counts.items())
+        assert f"labels: {told}" in lines
+    else:
+        assert facts["label_counts"] == {}
+
+
+def test_leaks_and_skipped_rows_are_told(tmp_path):
+    folder = tmp_path / "data" / "fever"
+    folder.mkdir(parents=True)
+    rows = [{"source": f"Claim {i} is true.", "target": "SUPPORTS"} for i in range(80)]
+    bad = [{"source": "x", "target": "supports"}] * 3
+    for split, members in {"train": rows[:70] + bad, "dev": rows[60:]}.items():
+        lines = "".join(json.dumps(row) + "\n" for row in members)
+        (folder / f"fever_{split}_all.json").write_text(lines)
+    data = DataConfig(
+        task="fever",
+        data_dir=str(tmp_path / "data"),
+        num_labels=40,
+        on_bad_row="skip",
+        vocabulary_pieces=300,
+    )
+    store = prepare(get_task("fever"), data, tmp_path / "tokens", lambda line: None)
+    seen = store.manifest["test_rows_also_in_train_or_unlabeled"]
+    assert 0 < seen <= 10
+    text = "\n".join(describe(store))
+    assert f"warning: {seen} of the 20 test texts ({seen / 20:.2%}) are also in the train" in text
+    assert "bad rows left out: 3\n" in text
+    assert "fever_train_all.json:71: the label 'supports' is not known" in text
+    assert "(3 rows)" in text
+    assert "validation texts are also in train" not in text
 
 
 def test_native_chatter_is_held_back_unless_something_fails(capfd):

@@ -6,6 +6,7 @@ and only then it is killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -25,11 +26,13 @@ from tiny_run import (
     final_params,
     manifest_of,
     read_rows,
+    snapshot,
     write_tiny_store,
 )
 
 from dora_jax.cost.ledger import Ledger
 from dora_jax.launch import gin_config, run
+from dora_jax.launch.command_line import EXIT_ERROR
 
 SCRIPT = Path(run.__file__)
 RUN_FILE = "gin/wlp_distill.gin"
@@ -242,3 +245,50 @@ def test_signals_save_and_the_printed_command_goes_on(
         assert python == "python"
     end(start(command))
     assert_same_results(directory, undisturbed)
+
+
+# --- A full disk
+
+
+@pytest.fixture
+def small_disk(place: Place) -> Iterator[Path]:
+    """A file system of 32 MB for one run directory."""
+    directory = place.folder / "full"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(directory)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a file system of its own cannot be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Takes all the space there is."""
+    with open(file, "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    place: Place, undisturbed: Path, small_disk: Path, ended_at_last: list[subprocess.Popen[str]]
+) -> None:
+    process = place.start(small_disk.name)
+    ended_at_last.append(process)
+    pause_at(process, (small_disk / "teach" / "checkpoints" / "3").exists)
+    finished = {
+        stage: snapshot(small_disk / stage)
+        for stage in ("pretrain-student", "annotate", "evaluate-annotate", "pretrain-teacher")
+    }
+    fill(small_disk / "filler")
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == EXIT_ERROR, err
+    # TensorStore's threads may say something of their own before it or after.
+    [told] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: no space is left: "), err
+    assert told.endswith("free some space and run the same command again."), err
+    assert {stage: snapshot(small_disk / stage) for stage in finished} == finished
+    (small_disk / "filler").unlink()
+    end(place.start(small_disk.name))
+    assert_same_results(small_disk, undisturbed)

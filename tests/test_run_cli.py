@@ -94,7 +94,7 @@ def test_a_misspelled_name_stops_before_jax_is_imported() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Which run? Add --gin_file=FILE: gin/wlp_annotate.gin, gin/wlp_distill.gin"),
+        ([], "Which run? Add --gin_file=FILE: gin/"),
         (["--gin_fil=x"], "no flag '--gin_fil=x'. Did you mean --gin_file?"),
         (["gin/wlp_distill.gin"], "no flag 'gin/wlp_distill.gin'"),
         ([RUN_FILE, "--gin.SEED", "3"], "--gin.SEED has no value; write --gin.SEED=VALUE"),

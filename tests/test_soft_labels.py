@@ -19,7 +19,7 @@ from dora_jax.data.soft_labels import (
     SoftRow,
     record_dtype,
 )
-from dora_jax.shapes import Examples
+from dora_jax.shapes import EOS_ID, Examples
 
 HEADER = SoftLabelHeader(
     teacher_fingerprint="a" * 16,
@@ -293,3 +293,36 @@ def test_the_loader_trains_on_the_teachers_tokens(tmp_path: Path) -> None:
             Examples(split[0], offsets[:-1], split[2], split[3][:-1]),
             reader,
         )
+
+
+def test_labels_the_teacher_did_not_end_can_be_left_out(tmp_path: Path) -> None:
+    ended = {1, 4, 9}
+    writer = open_writer(tmp_path)
+    for shard, examples in writer.pending().items():
+        rows = [make_row(i, length=3) for i in examples]
+        for i, row in zip(examples, rows, strict=True):
+            row.tokens_T[:] = [EOS_ID, 7, EOS_ID if i in ended else 7]
+        writer.write_shard(shard, rows)
+    writer.finish()
+    reader = SoftLabelReader.open(tmp_path, {})
+    offsets = np.arange(EXAMPLES + 1)
+    split = Examples(
+        np.arange(EXAMPLES, dtype=np.int32), offsets, np.zeros(0, np.int32), 0 * offsets
+    )
+    every, kept = SoftLabelledSource(split, reader), SoftLabelledSource(split, reader, True)
+    assert (len(every), len(kept)) == (EXAMPLES, 3)
+    assert every.unended == kept.unended == EXAMPLES - 3
+    for place, i in enumerate(sorted(ended)):
+        example = kept.example(place, 0)
+        assert example.source.tolist() == [i]
+        np.testing.assert_array_equal(example.target, reader.row(i).tokens_T)
+        assert example.soft is not None
+        np.testing.assert_array_equal(example.soft.logz_TZ, reader.row(i).logz_TZ)
+
+
+def test_where_the_teacher_ended_nothing_all_is_kept(tmp_path: Path) -> None:
+    reader = SoftLabelReader.open(write_store(tmp_path), {})
+    offsets = np.arange(EXAMPLES + 1)
+    split = Examples(np.zeros(EXAMPLES, np.int32), offsets, np.zeros(0, np.int32), 0 * offsets)
+    source = SoftLabelledSource(split, reader, drop_unended=True)
+    assert len(source) == source.unended == EXAMPLES

@@ -1,16 +1,20 @@
 """From files to splits: what goes where, and what is said about bad input."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from dora_jax.config import DataConfig
-from dora_jax.tasks.sources import load_splits, read_rows
-from dora_jax.tasks.task import get_task
+from dora_jax.config import DataConfig, OwnTaskConfig
+from dora_jax.tasks.sources import load_splits, read_pools
+from dora_jax.tasks.task import TaskSpec, get_task
 
+NAMES = ("fever", "multipit_gen", "multipit_id", "nq", "stanceosaurus", "wlp")
+TASKS = [get_task(name) for name in NAMES]
 WLP = get_task("wlp")
+PUBLISHED = os.environ.get("DORA_DATA_DIR", "")
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -44,59 +48,14 @@ def lines_of(folder: Path, rows) -> list[int]:
     return [int(row.location.rpartition(":")[2]) for row in rows]
 
 
-# Rows
+# Folders
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"source": "a", "target": ', r"broken JSON \(.* at column \d+"),
-        (b'["a", "b"]', "expected an object with 'source' and 'target', found list"),
-        (b"7", "found int"),
-        (b'{"source": "a", "label": "b"}', "'target' is missing; found source, label"),
-        (b"{}", "'source' is missing; found none"),
-        (b'{"source": "a", "target": null}', "'target' must be text, found NoneType None"),
-        (b'{"source": ["a"], "target": ""}', "'source' must be text, found list"),
-        (b'{"source": " ", "target": ""}', "'source' is empty"),
-        (b'{"source": "\xff", "target": ""}', "not UTF-8"),
-        (b'{"source": "\\ud800", "target": ""}', "half a surrogate pair at character 0"),
-        (b'{"source": "a", "target": "a", "n": ' + b"1" * 5000 + b"}", "broken JSON"),
-        (b"[" * 100_000, "broken JSON"),
-        (b'{"source": "Mix", "target": "Mix [Actoin]"}', "Actoin"),
-    ],
-)
-def test_bad_row_is_named_or_skipped_and_counted(tmp_path, line, message):
-    path = tmp_path / "rows.json"
-    good = b'{"source": "Mix", "target": "Mix [Action]"}\n'
-    path.write_bytes(good + b"\n" + line + b"\n" + good)
-    with pytest.raises(ValueError, match=rf"rows\.json:3: .*{message}") as caught:
-        read_rows(path, "error", check_target=WLP.check_target)
-    assert "on_bad_row = 'skip'" in str(caught.value)
-    read = read_rows(path, "skip", check_target=WLP.check_target)
-    assert [row.location for row in read.rows] == [f"{path}:1", f"{path}:4"]
-    assert len(read.skipped) == 1
-    assert "rows.json:3" in read.skipped[0]
-
-
-def test_empty_target_and_odd_separators_are_legal(tmp_path):
-    path = tmp_path / "rows.json"
-    row = {"source": "a\u2028b\x85c", "target": ""}
-    path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")  # no newline at the end
-    [read] = read_rows(path, "error", check_target=WLP.check_target).rows
-    assert (read.source, read.target) == ("a\u2028b\x85c", "")
-
-
-def test_unlabelled_rows_need_no_target(tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text('{"source": "a"}\n{"source": "b", "target": 7}\n')
-    assert [r.target for r in read_rows(path, "error", required=("source",)).rows] == ["", ""]
-
-
-def test_unreadable_files_say_what_to_set(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.json cannot be read.*DORA_DATA_DIR"):
-        read_rows(tmp_path / "nowhere.json", "skip")
-    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):
-        read_rows(tmp_path, "skip")
+def test_missing_files_and_folders_say_what_to_set(tmp_path, folder):
+    (folder / "wlp" / "wlp_test_all.json").unlink()
+    with pytest.raises(ValueError, match=r"wlp_test_all\.json cannot be read.*DORA_DATA_DIR"):
+        load_splits(WLP, config(folder))
+    (tmp_path / "wlp").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"no folder .*wlp.*wlp_train_all\.json.*DORA_DATA_DIR"):
         load_splits(WLP, DataConfig(data_dir=str(tmp_path)))
 
@@ -157,6 +116,12 @@ def test_counts_cap_their_split(folder):
         load_splits(WLP, config(folder, num_test=-2))
 
 
+def test_minus_one_buys_every_label(folder):
+    rows, provenance = load_splits(WLP, config(folder, num_labels=-1))
+    assert len(rows["train"]) == provenance["labelled_rows_available"]
+    assert not rows["unlabeled"]
+
+
 def test_more_labels_than_rows_says_how_many_there_are(folder):
     available = load_splits(WLP, config(folder)).provenance["labelled_rows_available"]
     with pytest.raises(ValueError, match=rf"num_labels = 5000, but there are {available} "):
@@ -178,41 +143,129 @@ def test_skipped_rows_and_fingerprints_are_recorded(folder):
     with pytest.raises(ValueError, match=r"wlp_train_all\.json:301: broken JSON"):
         load_splits(WLP, config(folder))
     after = load_splits(WLP, config(folder, on_bad_row="skip")).provenance
-    assert [message for message in after["skipped_rows"] if "wlp_train_all.json:301" in message]
+    [skipped] = after["skipped_rows"]
+    assert "wlp_train_all.json:301: broken JSON" in skipped
+    assert after["skipped_summary"] == [skipped]
     assert after["source_files"]["train"]["skipped"] == 1
     assert after["rows"] == before["rows"]
     assert after["data_fingerprint"] != before["data_fingerprint"]
 
 
-# The bundled sample and the published files
+def write_table(path: Path, lines: list[str]) -> str:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
 
 
-def test_bundled_sample_keeps_its_own_splits():
-    rows, provenance = load_splits(WLP, DataConfig(num_labels=300))
+def test_unlabelled_text_is_in_no_other_split_that_trains_or_selects(tmp_path):
+    """Where a file of unlabelled text is given, it may hold anything."""
+    for split, count in {"train": 6, "validation": 3, "test": 2}.items():
+        rows = [f"{split} {i},Action" for i in range(count)]
+        write_table(tmp_path / f"{split}.csv", ["source,target", *rows])
+    texts = ["train 0", "train 5", "validation 1", "test 1", "new", "new"]
+    own = OwnTaskConfig(
+        train_file=f"{tmp_path}/train.csv",
+        test_file=f"{tmp_path}/test.csv",
+        validation_file=f"{tmp_path}/validation.csv",
+        unlabeled_file=write_table(tmp_path / "texts.csv", ["source", *texts]),
+    )
+    task = dataclasses.replace(WLP, check_target=lambda target: None)
+    loaded = load_splits(task, DataConfig(own=own, num_labels=4))
+    assert [row.source for row in loaded.rows["train"]] == [f"train {i}" for i in range(4)]
+    assert [row.source for row in loaded.rows["validation"]] == [
+        f"validation {i}" for i in range(3)
+    ]
+    assert [row.source for row in loaded.rows["unlabeled"]] == [
+        "train 4",
+        "train 5",
+        "test 1",
+        "new",
+    ]
+    assert loaded.provenance["test_rows_also_in_train_or_unlabeled"] == 1
+    assert loaded.provenance["test_rows_also_in_train"] == 0
+
+
+def test_leaks_are_counted_by_where_the_text_was_seen(folder):
+    test = [{"source": f"Mix tube {i}.", "target": "Mix [Action]"} for i in range(200)]
+    write_lines(folder / "wlp" / "wlp_test_all.json", test)
+    rows, provenance = load_splits(WLP, config(folder))
+    train = {row.source for row in rows["train"]}
+    assert provenance["test_rows_also_in_train"] == len(train) > 0
+    unlabeled = {row.source for row in rows["unlabeled"]}
+    assert provenance["test_rows_also_in_train_or_unlabeled"] == len(train | unlabeled)
+    assert provenance["validation_rows_also_in_train"] == 0
+
+
+# Every task, from its bundled sample and from the published files
+
+
+def assert_labels_are_nested(task: TaskSpec, data_dir: str) -> None:
+    def labelled(count: int, seed: int) -> list[str]:
+        data = DataConfig(
+            task=task.name, data_dir=data_dir, num_labels=count, labels_seed=seed, num_unlabeled=0
+        )
+        return [row.location for row in load_splits(task, data).rows["train"]]
+
+    in_file_order, drawn = labelled(200, -1), labelled(200, 7)
+    assert labelled(60, -1) == in_file_order[:60]
+    assert labelled(60, 7) == drawn[:60]
+    assert drawn != labelled(200, 8) != in_file_order != drawn
+
+
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+def test_bundled_sample_keeps_its_own_splits(task):
+    rows, provenance = load_splits(task, DataConfig(task=task.name, num_labels=200))
     assert provenance["origin"] == "bundled sample"
     assert provenance["skipped_rows"] == []
-    assert len(rows["train"]) == 300
-    rest = provenance["labelled_rows_available"] - 300
+    assert len(rows["train"]) == 200
+    rest = provenance["labelled_rows_available"] - 200
     assert len(rows["unlabeled"]) + provenance["unlabeled_duplicates_dropped"] == (
         provenance["source_files"]["unlabeled"]["rows"] + rest
     )
-    assert min(len(rows["validation"]), len(rows["test"])) >= 100
+    assert min(len(rows["validation"]), len(rows["test"])) >= 90
     assert {row.target for row in rows["unlabeled"]} == {""}
+    counts = provenance["label_counts"]
+    assert bool(counts) == (task.kind == "classification")
+    if counts:
+        assert tuple(counts["test"]) == task.labels
+        assert sum(counts["test"].values()) == len(rows["test"])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+def test_labels_of_the_sample_are_nested(task):
+    assert_labels_are_nested(task, "")
+
+
+PUBLISHED_ROWS = {
+    "fever": (7306, 2095),
+    "multipit_gen": (4277, 1210),
+    "multipit_id": (8138, 2270),
+    "nq": (1987, 567),
+    "stanceosaurus": (3319, 959),
+    "wlp": (14271, 3562),
+}
 
 
 @pytest.mark.skipif(
-    not os.environ.get("DORA_DATA_DIR"),
-    reason="DORA_DATA_DIR is not set: the published WLP files were not tested.",
+    not PUBLISHED, reason="DORA_DATA_DIR is not set: the published files were not tested."
 )
-def test_published_files_load_as_they_are():
-    rows, provenance = load_splits(WLP, DataConfig(data_dir=os.environ["DORA_DATA_DIR"]))
-    assert provenance["skipped_rows"] == []
-    assert provenance["source_files"]["train"]["rows"] == 14_271
+@pytest.mark.parametrize("task", TASKS, ids=NAMES)
+def test_published_files_load_as_they_are(task):
+    data = DataConfig(task=task.name, data_dir=PUBLISHED)
+    pools = read_pools(task, data)
+    assert not any(file.skipped for file in pools.files.values())
+    assert (len(pools.files["train"].rows), len(pools.test)) == PUBLISHED_ROWS[task.name]
+    assert 0.03 < len(pools.validation) / len(pools.files["train"].rows) < 0.07
+    rows = load_splits(task, data).rows
     assert len(rows["train"]) == 1000
-    assert len(rows["test"]) == 3562
+    assert not {r.source for r in rows["unlabeled"]} & {r.source for r in rows["validation"]}
+
+
+@pytest.mark.skipif(
+    not PUBLISHED, reason="DORA_DATA_DIR is not set: the published WLP files were not tested."
+)
+def test_what_is_peculiar_to_the_published_wlp_files():
+    rows = load_splits(WLP, DataConfig(data_dir=PUBLISHED)).rows
     labelled_sources = {row.source for row in rows["train"]}
     distinct = labelled_sources | {r.source for s in ("unlabeled", "validation") for r in rows[s]}
     assert len(distinct) == 9958
-    assert 0.03 < len(rows["validation"]) / 14_271 < 0.07
-    empty = [row for split in ("train", "validation") for row in rows[split] if not row.target]
-    assert empty
+    assert [row for split in ("train", "validation") for row in rows[split] if not row.target]

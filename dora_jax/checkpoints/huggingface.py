@@ -8,30 +8,23 @@ scaled by emb_dim^-0.5 before the head, as in v1.0.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
-from sentencepiece import sentencepiece_model_pb2
 
-from dora_jax.checkpoints import hub, names
+from dora_jax.checkpoints import checks, hub, names, placement, tokenizer_files
 from dora_jax.checkpoints.tensor_files import StoredTensor, read_json, stored_tensors
+from dora_jax.checkpoints.whole_folder import written_whole
 from dora_jax.config import T5Config
 from dora_jax.data.vocab import Vocabulary
-from dora_jax.model.t5 import Params, abstract_params
-from dora_jax.parallel import partitioning
-from dora_jax.parallel.mesh import make_mesh
+from dora_jax.model.t5 import Params
 from dora_jax.shapes import EOS_ID, PAD_ID
 
 # transformers' `feed_forward_proj`. Its "gelu" alone is the exact form, which T5 never had;
@@ -45,8 +38,23 @@ _ACTIVATIONS = {
     "gated-silu": ("silu", "linear"),
 }
 _FEED_FORWARD_PROJ = {activations: name for name, activations in _ACTIVATIONS.items()}
-_FREE = ("dropout_rate", "dtype", "remat_policy", "scan_unroll")  # no property of the weights
+# What may be in a folder that `save` replaces, whoever wrote it.
+CONTENT = (
+    "*.safetensors",
+    "*config.json",
+    "*.safetensors.index.json",
+    "spiece.model",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "README.md",
+    ".gitattributes",
+)
 _NORM_EPSILON = 1e-6  # RMSNorm's; a checkpoint trained with another is refused
+
+_ADVICE = (
+    "Compare num_layers, d_model, d_ff, d_kv, num_heads, vocab_size and feed_forward_proj in "
+    "config.json with the checkpoint, or download it again."
+)
 
 # Torch files name the embedding three times.
 _EMBEDDING_NAMES = (names.EMBEDDING, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -65,7 +73,7 @@ def load(
       path: a folder with config.json and the weights, as safetensors or torch files; or what
         `hub.resolve` takes, "hf:org/name" or "hf:FOLDER".
       mesh: where the parameters go; default one device.
-      expected: the network it has to be (`check_network`), known before a weight is read.
+      expected: the network it has to be (`checks.same_network`), known before a weight is read.
 
     Returns:
       The network, float32 activations, and its parameters, float32.
@@ -80,54 +88,25 @@ def load(
     head, head_scale = _output_head(settings, stored)
     config = _to_config(settings, folder, tied=head is None)
     if expected is not None:
-        check_network(name, config, expected)
+        checks.same_network(name, config, expected)
     if head is None:
         stored.pop(names.HEAD, None)
     else:
         stored[names.HEAD] = head
-    mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
-    boxed = abstract_params(config)
-    made_of = names.sources(nn.unbox(boxed))
-    names.check(
-        [source for sources in made_of.values() for source in sources],
+    made_of = names.sources(placement.shapes(config))
+    checks.same_tensors(
+        {source.name: source.shape for sources in made_of.values() for source in sources},
         {name: tensor.shape for name, tensor in stored.items()},
-        str(folder),
+        f"{folder} does not hold the T5 network that its config.json describes",
+        _ADVICE,
     )
 
-    def fill(keys: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
-        path = ".".join(key.key for key in keys)
+    def read(path: str) -> Iterator[np.ndarray]:
         scale = head_scale if made_of[path][0].name == names.HEAD else 1.0
-        tensors = (
-            _as_parameter(stored[source.name], names.is_transposed(path), scale)
-            for source in made_of[path]
-        )
-        if made_of[path][0].layer is None:
-            return _put(next(tensors), sharding)
-        return _stack(tensors, leaf.shape, sharding)
+        for source in made_of[path]:
+            yield _as_parameter(stored[source.name], names.is_transposed(path), scale)
 
-    shardings = partitioning.tree_shardings(boxed, mesh)
-    return config, jax.tree_util.tree_map_with_path(fill, nn.unbox(boxed), shardings)
-
-
-def check_network(where: str, found: T5Config, expected: T5Config) -> None:
-    """Refuses a checkpoint of another network than the run's.
-
-    Dropout, dtype and how the layers are compiled are the run's own business.
-
-    Raises:
-      ValueError: names every setting that differs, with both values.
-    """
-    ours, theirs = dataclasses.asdict(expected), dataclasses.asdict(found)
-    differences = [
-        f"{name}: expected {ours[name]}, found {theirs[name]}"
-        for name in ours
-        if name not in _FREE and ours[name] != theirs[name]
-    ]
-    if differences:
-        raise ValueError(
-            f"The checkpoint {where} is another network than this run's. "
-            f"{'; '.join(differences)}. Change the network's settings or the checkpoint."
-        )
+    return config, placement.fill(config, mesh, read)
 
 
 def _with_one_embedding(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -213,28 +192,6 @@ def _as_parameter(tensor: StoredTensor, transposed: bool, scale: float) -> np.nd
     return array.T if transposed else array
 
 
-def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _stack(
-    layers: Iterable[np.ndarray], shape: tuple[int, ...], sharding: NamedSharding
-) -> jax.Array:
-    """Fills [L, ...] layer by layer on the devices; the host never holds the whole stack."""
-    of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    stacked = jnp.zeros(shape, jnp.float32, device=sharding)
-    for i, layer in enumerate(layers):
-        stacked = _set_layer(stacked, _put(layer, of_layer), i)
-        # Dispatch runs ahead of the devices: without waiting, all layers would be in memory.
-        stacked.block_until_ready()
-    return stacked
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: jax.Array, layer: jax.Array, i: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, layer, i, 0)
-
-
 def save(
     path: str | os.PathLike[str],
     config: T5Config,
@@ -243,63 +200,39 @@ def save(
     *,
     extra_ids: int = 100,
     max_shard_bytes: int = 5_000_000_000,
+    documents: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Writes a folder that `transformers` loads as a T5ForConditionalGeneration.
+    """Writes a folder that `transformers` loads as a T5ForConditionalGeneration, tokenizer too.
 
     The folder appears whole or not at all. One that holds a checkpoint already is replaced.
 
     Args:
       path: the folder.
       params: float32; one process must be able to read all of them.
-      tokenizer_file: the SentencePiece model; it becomes spiece.model.
+      tokenizer_file: the SentencePiece model; it becomes spiece.model, and tokenizer.json
+        where transformers' T5Tokenizer could not give its ids.
       extra_ids: how many sentinels follow its pieces.
       max_shard_bytes: larger networks are written in several files with an index.
+      documents: texts to put beside the weights, by file name.
 
     Raises:
       ValueError: the vocabulary does not fit the network, transformers has no such vocabulary
-        or network, or something other than a checkpoint is at `path`.
+        or network, or something else than a checkpoint is at `path`.
     """
-    path = Path(path)
-    if path.exists() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} exists and holds no checkpoint; name another folder, or remove it first."
-        )
     Vocabulary.load(tokenizer_file, extra_ids).check_size(config.vocab_size)
-    _check_tokenizer(Path(tokenizer_file))
     settings = _to_settings(config)
-    aside, replaced = path.with_name(f"{path.name}.tmp"), path.with_name(f"{path.name}.old")
-    for leftover in (aside, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
-    _write_weights(aside, params, max_shard_bytes)
-    shutil.copyfile(tokenizer_file, aside / "spiece.model")
-    _write_json(aside / "config.json", settings)
     special_ids = {
         "decoder_start_token_id": PAD_ID,
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
     }
-    _write_json(aside / "generation_config.json", special_ids)
-    _write_json(
-        aside / "tokenizer_config.json",
-        {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids},
-    )
-    if path.exists():
-        os.replace(path, replaced)
-    os.replace(aside, path)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _check_tokenizer(file: Path) -> None:
-    # protobuf makes its classes at import, where type checkers do not see them.
-    proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-    spec = proto.FromString(file.read_bytes()).trainer_spec
-    if spec.model_type != spec.UNIGRAM or spec.byte_fallback:
-        # transformers' T5Tokenizer loads them without a word and gives other ids.
-        raise ValueError(
-            f"{file} is a byte-pair model or falls back to bytes, which transformers' T5Tokenizer "
-            "cannot do; expected a unigram model such as T5's spiece.model."
-        )
+    with written_whole(path, CONTENT) as folder:
+        tokenizer_files.write(folder, Path(tokenizer_file), extra_ids)
+        _write_weights(folder, params, max_shard_bytes)
+        _write_json(folder / "config.json", {**settings, **special_ids})
+        _write_json(folder / "generation_config.json", special_ids)
+        for name, text in documents.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _to_settings(config: T5Config) -> dict[str, Any]:
@@ -326,21 +259,16 @@ def _to_settings(config: T5Config) -> dict[str, Any]:
         "feed_forward_proj": _FEED_FORWARD_PROJ[config.mlp_activations],
         # False makes transformers 4 keep the head apart and 5 leave the states unscaled.
         "tie_word_embeddings": config.logits_via_embedding,
-        "decoder_start_token_id": PAD_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
         "dtype": "float32",
     }
 
 
 def _write_weights(folder: Path, params: Params, max_shard_bytes: int) -> None:
-    leaves = {
-        ".".join(key.key for key in keys): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    leaves = placement.by_path(params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     shards: list[list[tuple[str, names.Source]]] = [[]]
     room = max_shard_bytes
-    for path, sources in names.sources(params).items():
+    for path, sources in names.sources(shapes).items():
         for source in sources:
             num_bytes = 4 * int(np.prod(source.shape))
             if num_bytes > room and shards[-1]:

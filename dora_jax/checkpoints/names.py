@@ -6,10 +6,10 @@ stack share one array [L, in, out]. So a tensor is a parameter's layer, transpos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import jax
+from dora_jax.checkpoints.placement import is_stack
 
 EMBEDDING = "shared.weight"
 HEAD = "lm_head.weight"
@@ -66,8 +66,6 @@ _TABLE = {
 }
 _THEIR_NAME = {path: name for name, path in _TABLE.items()}
 
-_SHOWN = 5  # names an error lists before it only counts
-
 
 class Source(NamedTuple):
     """The tensor that fills a parameter, or one layer of it."""
@@ -82,55 +80,17 @@ def is_transposed(path: str) -> bool:
     return path != _TABLE[EMBEDDING]
 
 
-def sources(params: Any) -> dict[str, list[Source]]:
-    """For every parameter (path with dots) the stored tensors it is made of, in layer order.
+def sources(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[Source]]:
+    """For every parameter the stored tensors it is made of, in layer order.
 
     Args:
-      params: a tree of anything that has a `shape`.
+      shapes: of the parameters, by path with dots.
     """
     made_of: dict[str, list[Source]] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = ".".join(key.key for key in keys)
-        name, shape = _THEIR_NAME[path], tuple(leaf.shape)
-        stacked = "{}" in name
-        layer_shape = shape[1:] if stacked else shape
+    for path, shape in shapes.items():
+        layer_shape = shape[1:] if is_stack(path) else shape
         stored_shape = layer_shape[::-1] if is_transposed(path) else layer_shape
-        layers = range(shape[0]) if stacked else (None,)
+        layers = range(shape[0]) if is_stack(path) else (None,)
+        name = _THEIR_NAME[path]
         made_of[path] = [Source(name.format(layer), stored_shape, layer) for layer in layers]
     return made_of
-
-
-def check(expected: Sequence[Source], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuses a checkpoint that is not exactly the expected tensors.
-
-    Args:
-      expected: every tensor of the network.
-      found: the stored tensors' shapes by name.
-      where: the checkpoint, for the message.
-
-    Raises:
-      ValueError: tensors are missing, unknown, or of another shape; names them.
-    """
-    wanted = {source.name: source.shape for source in expected}
-    wrong = {
-        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in found],
-        "unknown": [f"{name} {shape}" for name, shape in found.items() if name not in wanted],
-        "of another shape": [
-            f"{name} expected {shape}, found {found[name]}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    if any(wrong.values()):
-        parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names]
-        raise ValueError(
-            f"{where} does not hold the T5 network that its config.json describes. Tensors "
-            + "; ".join(parts)
-            + ". Compare num_layers, d_model, d_ff, d_kv, num_heads, vocab_size and "
-            "feed_forward_proj in config.json with the checkpoint, or download it again."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,9 @@ _DTYPES = ("F32", "BF16", "F16")
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file. `read` returns a float32 array of its own."""
+    """A tensor in a file or folder. `read` returns a float32 array of its own."""
 
-    file: Path
+    file: os.PathLike[str]
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
@@ -77,14 +78,28 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-      ValueError: no such file, or not a JSON object.
+      ValueError: no such file, not a JSON object, or one that has a name twice.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+    return _parse_json(text, file)
+
+
+def _parse_json(text: str | bytes, file: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        named = dict(pairs)
+        if len(named) < len(pairs):  # JSON's own readers keep the last without a word
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice} is named twice")
+        return named
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}. Download it again.") from error
+        raise ValueError(f"{file} cannot be used: {error}. Download it again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object.")
     return value
@@ -104,7 +119,9 @@ def _safetensors(file: Path) -> dict[str, StoredTensor]:
 
     found = {}
     try:
-        with safe_open(file, "numpy") as tensors:
+        with safe_open(file, "numpy") as tensors:  # which checks the header, but not for this
+            with open(file, "rb") as stored:
+                _parse_json(stored.read(int.from_bytes(stored.read(8), "little")), file)
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 view = tensors.get_slice(name)
                 _check_dtype(file, name, view.get_dtype())

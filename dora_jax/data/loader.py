@@ -24,8 +24,8 @@ from dora_jax.data.soft_labels import SoftLabelReader
 from dora_jax.shapes import EOS_ID, PAD_ID, Examples, Seq2SeqBatch
 
 _SHUFFLE_STREAM, _GOLD_SHUFFLE_STREAM, _DENOISING_STREAM = range(3)
-_SAMPLED_UPDATES = 64
-_SAMPLED_EXAMPLES = 4096
+_SAMPLED_UPDATES = 16
+_SAMPLED_EXAMPLES = 1024
 _MAX_EVALUATION_WIDTHS = 5
 _LENGTH_MULTIPLE = 16
 
@@ -103,11 +103,18 @@ class DenoisingSource:
 class SoftLabelledSource:
     """The sources of a split with the teacher's tokens as targets and its soft labels.
 
+    Args:
+      examples: of the split.
+      labels: theirs.
+      drop_unended: leaves out what the teacher did not end within the target length; where it
+        ended nothing at all, all is kept, since there is nothing else to learn from.
     Raises:
       ValueError: the store labels another number of examples than the split has.
     """
 
-    def __init__(self, examples: Examples, labels: SoftLabelReader) -> None:
+    def __init__(
+        self, examples: Examples, labels: SoftLabelReader, drop_unended: bool = False
+    ) -> None:
         if len(examples) != len(labels):
             raise ValueError(
                 f"The split has {len(examples)} examples, the soft-label store "
@@ -115,13 +122,17 @@ class SoftLabelledSource:
             )
         self._examples = examples
         self._labels = labels
+        ended = [i for i in range(len(labels)) if labels.row(i).has_ended]
+        self.unended = len(labels) - len(ended)
+        self._kept = ended if drop_unended and ended else range(len(labels))
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._kept)
 
     def example(self, index: int, epoch: int) -> Example:
-        row = self._labels.row(index)
-        return Example(self._examples.source(index), row.tokens_T, row)
+        place = self._kept[index]
+        row = self._labels.row(place)
+        return Example(self._examples.source(place), row.tokens_T, row)
 
 
 class PackedBatch(NamedTuple):

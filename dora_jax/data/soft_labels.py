@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dora_jax.config import to_dict
+from dora_jax.shapes import EOS_ID
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: the manifest says whether the entries are the largest, or drawn
 _MANIFEST = "manifest.json"
 _LOWEST_FLOAT16 = float(np.finfo(np.float16).min)
 
@@ -35,15 +36,24 @@ class SoftRow(NamedTuple):
     """The teacher's labels of one example: its T target tokens, EOS included."""
 
     tokens_T: np.ndarray  # int32
-    topk_ids_TK: np.ndarray  # int32, by descending logit
+    topk_ids_TK: np.ndarray  # int32, by descending logit; draws may repeat
     topk_logits_TK: np.ndarray  # float16 (float32 before it is stored), logit - row maximum
     logz_TZ: np.ndarray  # float32, log-normaliser at each temperature - row maximum / temperature
     row_max_T: np.ndarray  # float32, the largest logit itself
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the teacher closed its answer, or was cut off at the target length."""
+        return len(self.tokens_T) > 0 and int(self.tokens_T[-1]) == EOS_ID
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftLabelHeader:
-    """Whose labels a store holds and how they were made; fingerprints are hex strings."""
+    """Whose labels a store holds and how they were made; fingerprints are hex strings.
+
+    `drawn_at` is the temperature at which the kept entries were drawn from the teacher's
+    distribution, for the `sample` estimator; 0: they are its largest, for the others.
+    """
 
     teacher_fingerprint: str
     data_fingerprint: str
@@ -52,6 +62,7 @@ class SoftLabelHeader:
     top_k: int
     temperatures: tuple[float, ...]
     decoding: str  # "greedy, at most 128 tokens"
+    drawn_at: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
@@ -59,6 +70,11 @@ class SoftLabelHeader:
             raise ValueError(
                 f"SoftLabelHeader.top_k = {self.top_k}; it must lie in "
                 f"[1, vocabulary_size = {self.vocabulary_size}]."
+            )
+        if self.drawn_at and self.drawn_at not in self.temperatures:
+            raise ValueError(
+                f"SoftLabelHeader.drawn_at = {self.drawn_at} is not among temperatures = "
+                f"{self.temperatures}; the loss needs the log-normaliser there."
             )
 
 

@@ -8,27 +8,18 @@ can be set beside theirs; it forgives a great deal (see `paper_scores`).
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from dora_jax.metrics.bootstrap import bootstrap_intervals
-from dora_jax.metrics.scores import Scores
+from dora_jax.metrics.measurement import PAPER, Measurement
+from dora_jax.metrics.precision_recall import micro_macro, precision_recall_f1
+from dora_jax.metrics.text import normalise, require_same_length
 
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 
 Entity = tuple[str, str]
-
-
-def normalise(text: str) -> str:
-    """NFKC form with single spaces: what T5's vocabulary can write at all.
-
-    Its SentencePiece model reads text in NFKC, so a prediction never holds "™" or "µ" (U+00B5)
-    where the gold has them; without this every such entity would count as wrong.
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def parse_entities(text: str, entity_types: Collection[str]) -> list[Entity]:
@@ -46,72 +37,7 @@ def parse_entities(text: str, entity_types: Collection[str]) -> list[Entity]:
     return entities
 
 
-def span_statistics(
-    targets: Sequence[str], predictions: Sequence[str], entity_types: Sequence[str]
-) -> np.ndarray:
-    """Counts per example from which every strict metric follows.
-
-    Returns:
-        float64 [examples, 3 * types]: for each type the pairs that are right, those
-        predicted, and those in the gold. A pair predicted twice is right at most as often as
-        the gold has it.
-
-    Raises:
-        ValueError: as many predictions as targets are needed, at least one.
-    """
-    if len(targets) != len(predictions) or not targets:
-        raise ValueError(
-            f"Scoring needs one prediction for each target, and at least one; got "
-            f"{len(targets)} targets and {len(predictions)} predictions."
-        )
-    column = {entity_type: i for i, entity_type in enumerate(entity_types)}
-    statistics_NTK = np.zeros((len(targets), len(entity_types), 3))
-    for counts_TK, target, prediction in zip(statistics_NTK, targets, predictions, strict=True):
-        gold = Counter(parse_entities(target, entity_types))
-        predicted = Counter(parse_entities(prediction, entity_types))
-        for k, pairs in enumerate((gold & predicted, predicted, gold)):
-            for (_, entity_type), count in pairs.items():
-                counts_TK[column[entity_type], k] += count
-    return statistics_NTK.reshape(len(targets), -1)
-
-
-def summarise_spans(totals_RC: np.ndarray) -> dict[str, np.ndarray]:
-    """Micro and macro precision, recall and F1, in percent, from summed `span_statistics`.
-
-    F1 is 2 · right / (predicted + gold). A ratio with nothing below the line is 0: so an
-    example without entities that is predicted to have none costs nothing and earns nothing,
-    and the F1 of a set without any entity is 0. Macro is the mean over the types that occur
-    in the gold or the predictions.
-
-    Args:
-        totals_RC: float [resamples, 3 * types].
-
-    Returns:
-        Metric name → float [resamples].
-    """
-    totals_RTK = totals_RC.reshape(len(totals_RC), -1, 3)
-    occurs_RT = totals_RTK[..., 1] + totals_RTK[..., 2] > 0
-    occurring_R = np.maximum(occurs_RT.sum(axis=1), 1)
-    metrics = _ratios("micro_", totals_RTK.sum(axis=1))
-    for name, values_RT in _ratios("macro_", totals_RTK).items():
-        metrics[name] = values_RT.sum(axis=1) / occurring_R
-    return metrics
-
-
-def _ratios(prefix: str, totals_K: np.ndarray) -> dict[str, np.ndarray]:
-    right, predicted, gold = np.moveaxis(totals_K, -1, 0)
-    return {
-        f"{prefix}precision": _percent(right, predicted),
-        f"{prefix}recall": _percent(right, gold),
-        f"{prefix}f1": _percent(2 * right, predicted + gold),
-    }
-
-
-def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return 100.0 * np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def score_spans(
+def measure_spans(
     targets: Sequence[str],
     predictions: Sequence[str],
     sources: Sequence[str],
@@ -119,11 +45,8 @@ def score_spans(
     entity_types: Sequence[str],
     paper_types: Sequence[str],
     primary: str = "micro_f1",
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Scores:
-    """Strict and paper scores of predicted entities, with bootstrap intervals.
+) -> Measurement:
+    """Precision, recall and F1 of predicted entities, micro, macro and by type.
 
     Args:
         targets: gold texts.
@@ -133,55 +56,68 @@ def score_spans(
         entity_types: the types that count as tags.
         paper_types: the classes of the authors' script; the first is what it puts in place of
             a missing prediction.
-        primary: the metric the run reports by.
-        resamples: of the bootstrap; 0 leaves the intervals out.
-        confidence: coverage of the intervals.
-        seed: of the bootstrap.
+        primary: the strict metric a run reports by.
 
     Returns:
-        Scores in percent. `strict` has micro and macro precision, recall and f1, and
-        `f1/<Type>` for each type that occurs.
+        A measurement with micro and macro precision, recall and f1, `f1/<Type>` for each type
+        that occurs, and counts of entities as notes. An example without entities that is
+        predicted to have none costs nothing and earns nothing; the F1 of a set without any
+        entity is 0.
 
     Raises:
         ValueError: no examples, or lists of different lengths.
     """
-    if len(sources) != len(targets):
-        raise ValueError(f"There are {len(targets)} targets but {len(sources)} sources.")
-    statistics_NC = span_statistics(targets, predictions, entity_types)
-    total_1C = statistics_NC.sum(axis=0, keepdims=True)
-    strict = {name: float(value[0]) for name, value in summarise_spans(total_1C).items()}
-    counts_TK = total_1C.reshape(-1, 3)
-    f1_T = _ratios("", counts_TK)["f1"]
-    for entity_type, f1, (_, predicted, gold) in zip(entity_types, f1_T, counts_TK, strict=True):
-        if predicted + gold > 0:
-            strict[f"f1/{entity_type}"] = float(f1)
-    paper, paper_notes = paper_scores(targets, predictions, paper_types)
-    right, predicted, gold = (int(count) for count in counts_TK.sum(axis=0))
-    return Scores(
-        examples=len(targets),
-        primary=primary,
-        strict=strict,
-        paper=paper,
-        intervals=(
-            bootstrap_intervals(
-                statistics_NC,
-                summarise_spans,
-                resamples=resamples,
-                confidence=confidence,
-                seed=seed,
-            )
-            if resamples
-            else {}
-        ),
+    require_same_length(targets, predictions, sources)
+    strict_NC = span_statistics(targets, predictions, entity_types)
+    paper_NC = paper_statistics(targets, predictions, paper_types)
+    total_L3 = strict_NC.sum(axis=0).reshape(-1, 3)
+    occurs_L = total_L3[:, 1] + total_L3[:, 2] > 0
+
+    def summarise(totals_RC: np.ndarray) -> dict[str, np.ndarray]:
+        counts_RL3 = totals_RC.reshape(len(totals_RC), -1, 3)
+        strict_RL3, paper_RL3 = np.split(counts_RL3, [len(entity_types)], axis=1)
+        metrics = micro_macro(strict_RL3)
+        f1_RL = precision_recall_f1(strict_RL3)[2]
+        of_types = zip(entity_types, occurs_L, f1_RL.T, strict=True)
+        metrics |= {f"f1/{name}": f1_R for name, occurs, f1_R in of_types if occurs}
+        paper = micro_macro(paper_RL3)
+        return metrics | {f"{PAPER}{name}": values_R for name, values_R in paper.items()}
+
+    right, predicted, gold = (int(count) for count in total_L3.sum(axis=0))
+    return Measurement(
+        np.concatenate([strict_NC, paper_NC], axis=1),
+        summarise,
+        primary,
         notes={
             "gold_entities": gold,
             "predicted_entities": predicted,
             "right_entities": right,
             "predicted_not_in_source": _not_in_source(predictions, sources, entity_types),
             "examples_without_gold": sum(not parse_entities(t, entity_types) for t in targets),
-            **paper_notes,
+            "paper_gold_entities": int(paper_NC.reshape(-1, 3)[:, 2].sum()),
         },
     )
+
+
+def span_statistics(
+    targets: Sequence[str], predictions: Sequence[str], entity_types: Sequence[str]
+) -> np.ndarray:
+    """Counts per example from which every strict metric follows.
+
+    Returns:
+        float64 [examples, 3 * types]: for each type the pairs that are right, those
+        predicted, and those in the gold. A pair predicted twice is right at most as often as
+        the gold has it.
+    """
+    column = {entity_type: i for i, entity_type in enumerate(entity_types)}
+    statistics_NL3 = np.zeros((len(targets), len(entity_types), 3))
+    for counts_L3, target, prediction in zip(statistics_NL3, targets, predictions, strict=True):
+        gold = Counter(parse_entities(target, entity_types))
+        predicted = Counter(parse_entities(prediction, entity_types))
+        for k, pairs in enumerate((gold & predicted, predicted, gold)):
+            for (_, entity_type), count in pairs.items():
+                counts_L3[column[entity_type], k] += count
+    return statistics_NL3.reshape(len(targets), -1)
 
 
 def _not_in_source(
@@ -210,10 +146,10 @@ def _paper_parse(text: str, paper_types: Collection[str]) -> dict[str, str]:
     return entities
 
 
-def paper_scores(
+def paper_statistics(
     targets: Sequence[str], predictions: Sequence[str], paper_types: Sequence[str]
-) -> tuple[dict[str, float], dict[str, int | float]]:
-    """The numbers of the authors' script, which are not entity-level F1.
+) -> np.ndarray:
+    """Counts per example behind the numbers of the authors' script; not entity-level F1.
 
     Every gold entity that survives its parser (see `_paper_parse`) is one item; the predicted
     class is the type given to the same words, or `paper_types[0]` where there is none. What
@@ -228,21 +164,18 @@ def paper_scores(
         paper_types: upper-case classes; the first stands in for a missing prediction.
 
     Returns:
-        Metrics in percent, and notes: how many gold entities the parser kept.
+        float64 [examples, 3 * classes]: right, predicted and gold of each class.
 
     Source: run_t5.py of github.com/jm-kang/Distill-or-Annotate (7f4465f), `ner_parse`,
     `ner_postprocess`, `compute_metrics`.
     """
     column = {entity_type: i for i, entity_type in enumerate(paper_types)}
-    confusion = np.zeros((len(paper_types), len(paper_types)))  # gold, predicted
-    for target, prediction in zip(targets, predictions, strict=True):
+    statistics_NL3 = np.zeros((len(targets), len(paper_types), 3))
+    for counts_L3, target, prediction in zip(statistics_NL3, targets, predictions, strict=True):
         predicted = _paper_parse(prediction, column)
         for entity, gold_type in _paper_parse(target, column).items():
             guess = predicted.get(entity, paper_types[0])
-            confusion[column[gold_type], column[guess]] += 1
-    counts_TK = np.stack(
-        [np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)], axis=-1
-    )
-    metrics = summarise_spans(counts_TK.reshape(1, -1))
-    values = {name: float(value[0]) for name, value in metrics.items()}
-    return values, {"paper_gold_entities": int(confusion.sum())}
+            counts_L3[column[gold_type], 0] += guess == gold_type
+            counts_L3[column[guess], 1] += 1
+            counts_L3[column[gold_type], 2] += 1
+    return statistics_NL3.reshape(len(targets), -1)

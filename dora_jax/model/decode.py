@@ -1,7 +1,6 @@
-"""Greedy decoding with a key-value cache, over any `step_fn(tokens, cache)`.
+"""Decoding token by token over any `step_fn(tokens, cache)`, greedy decoding, and forced decoding.
 
-The encoder runs once, its keys and values for every decoder layer are projected once, and
-the loop ends when every row has produced EOS.
+The loop ends when every row has produced EOS. `sampling.py` and `beam.py` choose otherwise.
 """
 
 from __future__ import annotations
@@ -14,26 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from dora_jax.config import T5Config
-from dora_jax.model.layers import (
-    Attention,
-    DecoderLayer,
-    KeyValue,
-    RelativePositionBias,
-    RMSNorm,
-    attention_bias,
-)
-from dora_jax.model.t5 import T5, Params
+from dora_jax.model.decoder_step import Cache, StepFn, make_step_fn
+from dora_jax.model.repetition import without_repeats
+from dora_jax.model.t5 import T5, Params, plain_batch
 from dora_jax.shapes import EOS_ID, PAD_ID
 
-Cache = Any
-StepFn = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]  # (tokens_B, cache) -> logits_BV
+Choose = Callable[[jax.Array, jax.Array], jax.Array]  # (logits_BV, position) -> tokens_B
 
-
-class DecoderCache(NamedTuple):
-    """What decoding one more token needs of the tokens before."""
-
-    position: jax.Array  # int32 scalar: the next one to decode
-    past: list[KeyValue]  # per layer, [B, max length, H, D]
+_BLOCK = 128  # divides the width of every padded vocabulary
 
 
 class SoftLabels(NamedTuple):
@@ -59,87 +46,54 @@ def summarise_logits(
     return SoftLabels(ids_BK.astype(jnp.int32), values_BK, row_max_B, logz_BZ)
 
 
-def make_step_fn(
-    config: T5Config, params: Params, encoder_tokens_BS: jax.Array, max_length: int
-) -> tuple[StepFn, DecoderCache]:
-    """Encodes the sources and returns the decoder's step with an empty cache.
+def likeliest(logits_BV: jax.Array) -> jax.Array:
+    """The largest logit's id, int32 [B]; the lowest id on ties.
 
-    The layers are unrolled here, unlike in training: one position is little work, and a
-    cache per layer is updated in place where a stacked one would be copied every step.
-
-    Args:
-      encoder_tokens_BS: int32, padded with 0.
-      max_length: T, the number of positions the cache holds.
+    First the block, then the place in it: XLA's CPU backend vectorises a maximum, but takes ten
+    times as long for an argmax over the whole vocabulary.
     """
-    segments_BS = (encoder_tokens_BS != PAD_ID).astype(jnp.int32)
-    encoded_BSE = T5(config).apply(
-        {"params": params}, encoder_tokens_BS, segments_BS, method="encode"
-    )
-    decoder = params["decoder"]
-    layers = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], decoder["layers"])
-        for i in range(config.num_decoder_layers)
-    ]
-    memory = [
-        Attention(config).apply(
-            {"params": layer["encoder_decoder_attention"]}, encoded_BSE, method="project"
-        )
-        for layer in layers
-    ]
-    cross_bias = attention_bias(segments_BS[:, None, :] > 0)
-    batch = encoder_tokens_BS.shape[0]
-    empty = jnp.zeros((batch, max_length, config.num_heads, config.head_dim), config.dtype)
-    cache = DecoderCache(jnp.int32(0), [KeyValue(empty, empty) for _ in layers])
-
-    def step(tokens_B: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
-        key_positions_N = jnp.arange(max_length)
-        position_bias = RelativePositionBias(config, bidirectional=False).apply(
-            {"params": decoder["relpos_bias"]}, cache.position[None], key_positions_N
-        )
-        visible = (key_positions_N <= cache.position)[None, None, :]
-        biases = (position_bias, attention_bias(visible))
-        embedding_VE = params["token_embedder"]["embedding"]
-        x_B1E = embedding_VE[tokens_B][:, None, :].astype(config.dtype)
-        past = []
-        for layer, layer_past, layer_memory in zip(layers, cache.past, memory, strict=True):
-            x_B1E, layer_past = DecoderLayer(config).apply(
-                {"params": layer},
-                x_B1E,
-                None,
-                biases,
-                (cross_bias,),
-                layer_past,
-                cache.position,
-                layer_memory,
-            )
-            past.append(layer_past)
-        x_B1E = RMSNorm(config.dtype).apply({"params": decoder["decoder_norm"]}, x_B1E)
-        logits_B1V = cast(jax.Array, T5(config).apply({"params": params}, x_B1E, method="logits"))
-        return logits_B1V[:, 0], DecoderCache(cache.position + 1, past)
-
-    return step, cache
+    vocab = logits_BV.shape[-1]
+    padding = ((0, -vocab % _BLOCK), (0, 0))
+    # Vocabulary first, as the decoder's step leaves the logits in memory.
+    logits_VB = jnp.pad(logits_BV.T, padding, constant_values=-jnp.inf)
+    logits_GVB = logits_VB.reshape(-1, _BLOCK, logits_BV.shape[0])  # G blocks
+    block_B = jnp.argmax(jnp.max(logits_GVB, axis=1), axis=0)
+    block_VB = jnp.take_along_axis(logits_GVB, block_B[None, None, :], axis=0)[0]
+    return (block_B * _BLOCK + jnp.argmax(block_VB, axis=0)).astype(jnp.int32)
 
 
-def greedy(
+def without_eos_before(logits_BV: jax.Array, position: jax.Array, min_length: int) -> jax.Array:
+    """The logits, with EOS ruled out where fewer than `min_length` tokens precede it."""
+    if min_length == 0:
+        return logits_BV
+    is_eos_V = jnp.arange(logits_BV.shape[1]) == EOS_ID
+    return jnp.where((position < min_length) & is_eos_V[None], -jnp.inf, logits_BV)
+
+
+def generate(
     step_fn: StepFn,
     cache: Cache,
     batch: int,
     max_length: int,
-    record: Callable[[jax.Array], Any] | None = None,
+    *,
+    choose: Choose = lambda logits_BV, position: likeliest(logits_BV),
+    record: Callable[[jax.Array], Any] = lambda logits_BV: (),
     ended_B: jax.Array | None = None,
+    no_repeat_ngram_size: int = 0,
 ) -> tuple[jax.Array, Any]:
-    """Takes the likeliest token until EOS, and keeps what `record` says of each step.
+    """Chooses a token of every row until EOS, and keeps what `record` says of each step.
 
     Args:
       batch: B, the number of rows.
+      choose: from logits [B, V] and the position, int32, to tokens [B].
       record: from logits [B, V] to a pytree of arrays [B, ...].
       ended_B: rows that need no decoding (padding of the batch).
+      no_repeat_ngram_size: as in `repetition.without_repeats`; `choose` and `record` get the
+        logits that are left.
 
     Returns:
-      tokens int32 [B, T], zero after EOS, no start token, lowest id on ties; and the
-      records, [B, T, ...].
+      tokens int32 [B, T], zero after EOS, no start token; and the records, [B, T, ...].
     """
-    record = record or (lambda _: ())
     ended_B = jnp.zeros((batch,), bool) if ended_B is None else ended_B
     start_B = jnp.full((batch,), PAD_ID, jnp.int32)
     shapes = jax.eval_shape(lambda cache: record(step_fn(start_B, cache)[0]), cache)
@@ -155,8 +109,8 @@ def greedy(
     def advance(state: tuple) -> tuple:
         t, last_B, cache, ended_B, tokens_BT, records = state
         logits_BV, cache = step_fn(last_B, cache)
-        token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        token_B = jnp.where(ended_B, PAD_ID, token_B)
+        logits_BV = without_repeats(logits_BV, tokens_BT, t, no_repeat_ngram_size)
+        token_B = jnp.where(ended_B, PAD_ID, choose(logits_BV, t))
         tokens_BT = jax.lax.dynamic_update_slice_in_dim(tokens_BT, token_B[:, None], t, 1)
         records = jax.tree.map(
             lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new[:, None], t, 1),
@@ -170,26 +124,49 @@ def greedy(
     return state[4], state[5]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+def blank_rows(encoder_tokens_BS: jax.Array) -> jax.Array:
+    """True [B] where a row is nothing but padding, so that there is nothing to decode."""
+    return jnp.all(encoder_tokens_BS == PAD_ID, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def greedy_decode(
-    config: T5Config, params: Params, encoder_tokens_BS: jax.Array, max_decode_len: int
+    config: T5Config,
+    params: Params,
+    encoder_tokens_BS: jax.Array,
+    max_decode_len: int,
+    min_decode_len: int = 0,
+    no_repeat_ngram_size: int = 0,
 ) -> jax.Array:
     """Greedy decoding of a padded batch.
 
     Args:
       encoder_tokens_BS: int32, padded with 0. Rows of nothing but padding stay empty.
       max_decode_len: T.
+      min_decode_len: so many tokens come before EOS may.
+      no_repeat_ngram_size: so many tokens never come twice in the same order; 0: they may.
 
     Returns:
       int32 [B, T]: no start token, zeros after EOS (id 1), lowest id on ties.
     """
     step_fn, cache = make_step_fn(config, params, encoder_tokens_BS, max_decode_len)
-    blank_B = jnp.all(encoder_tokens_BS == PAD_ID, axis=1)
-    batch = encoder_tokens_BS.shape[0]
-    return greedy(step_fn, cache, batch, max_decode_len, ended_B=blank_B)[0]
+
+    def choose(logits_BV: jax.Array, position: jax.Array) -> jax.Array:
+        return likeliest(without_eos_before(logits_BV, position, min_decode_len))
+
+    batch, ended_B = encoder_tokens_BS.shape[0], blank_rows(encoder_tokens_BS)
+    return generate(
+        step_fn,
+        cache,
+        batch,
+        max_decode_len,
+        choose=choose,
+        ended_B=ended_B,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def greedy_label(
     config: T5Config,
     params: Params,
@@ -197,6 +174,7 @@ def greedy_label(
     max_decode_len: int,
     top_k: int,
     temperatures: tuple[float, ...],
+    no_repeat_ngram_size: int = 0,
 ) -> tuple[jax.Array, SoftLabels]:
     """Greedy decoding that keeps every position's soft label from the same pass.
 
@@ -204,7 +182,81 @@ def greedy_label(
       (tokens int32 [B, T] as of `greedy_decode`, the soft labels of those positions).
     """
     step_fn, cache = make_step_fn(config, params, encoder_tokens_BS, max_decode_len)
-    blank_B = jnp.all(encoder_tokens_BS == PAD_ID, axis=1)
-    batch = encoder_tokens_BS.shape[0]
     record = functools.partial(summarise_logits, top_k=top_k, temperatures=temperatures)
-    return greedy(step_fn, cache, batch, max_decode_len, record, blank_B)
+    batch, ended_B = encoder_tokens_BS.shape[0], blank_rows(encoder_tokens_BS)
+    return generate(
+        step_fn,
+        cache,
+        batch,
+        max_decode_len,
+        record=record,
+        ended_B=ended_B,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+    )
+
+
+def forced(
+    config: T5Config,
+    params: Params,
+    encoder_tokens_BS: jax.Array,
+    targets_BT: jax.Array,
+    record: Callable[[jax.Array, jax.Array], Any],
+) -> Any:
+    """What `record` says of each position of given targets, the tokens before it being theirs.
+
+    All positions pass the decoder at once; the logits are made one position at a time, so that
+    they never stand in memory as [B, T, V].
+
+    Args:
+      encoder_tokens_BS: int32, padded with 0.
+      targets_BT: int32, EOS at their end, padded with 0.
+      record: from logits [B, V] and the position's targets [B] to a pytree of arrays [B, ...].
+
+    Returns:
+      the records, [B, T, ...]. What stands on padding has no meaning.
+    """
+    inputs_BT = jnp.pad(targets_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PAD_ID)
+    batch = plain_batch(encoder_tokens_BS, inputs_BT)
+    states_BTE = T5(config).apply({"params": params}, batch, method="states")
+
+    def one(position: tuple[jax.Array, jax.Array]) -> Any:
+        state_BE, target_B = position
+        logits_B1V = T5(config).apply({"params": params}, state_BE[:, None], method="logits")
+        return record(cast(jax.Array, logits_B1V)[:, 0], target_B)
+
+    by_position = jax.lax.map(one, (jnp.swapaxes(states_BTE, 0, 1), targets_BT.T))
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), by_position)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def target_log_probabilities(
+    config: T5Config, params: Params, encoder_tokens_BS: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """Log of each target token's probability given those before it, as of `forced`.
+
+    Returns:
+      float32 [B, T], nats, 0 on padding.
+    """
+
+    def record(logits_BV: jax.Array, target_B: jax.Array) -> jax.Array:
+        logit_B = jnp.take_along_axis(logits_BV, target_B[:, None], axis=-1)[:, 0]
+        return jnp.where(target_B == PAD_ID, 0.0, logit_B - jax.nn.logsumexp(logits_BV, axis=-1))
+
+    return forced(config, params, encoder_tokens_BS, targets_BT, record)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def forced_label(
+    config: T5Config,
+    params: Params,
+    encoder_tokens_BS: jax.Array,
+    targets_BT: jax.Array,
+    top_k: int,
+    temperatures: tuple[float, ...],
+) -> SoftLabels:
+    """The soft labels of given targets, as of `forced`."""
+
+    def record(logits_BV: jax.Array, _: jax.Array) -> SoftLabels:
+        return summarise_logits(logits_BV, top_k, temperatures)
+
+    return forced(config, params, encoder_tokens_BS, targets_BT, record)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,12 @@ from dora_jax.config import T5Config
 # (padding) gives a uniform distribution and not NaN.
 MASKED = -1e10
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, as T5 v1.1
     "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
-
-
-class KeyValue(NamedTuple):
-    """Projected keys and values of one attention, kept while decoding."""
-
-    key_BNHD: jax.Array
-    value_BNHD: jax.Array
 
 
 def attention_bias(mask_BQN: shapes.Array) -> jax.Array:
@@ -71,8 +64,15 @@ class Dropout(nn.Module):
         return dropout(x, self.rate, self.make_rng("dropout") if active else None)
 
 
-class RMSNorm(nn.Module):
+def rms_norm(x: jax.Array, scale: jax.Array, dtype: Any, axis: int = -1) -> jax.Array:
     """Root-mean-square norm in float32, without centring and bias (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + 1e-6)
+    return (normed * scale).astype(dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its scale."""
 
     dtype: Any
 
@@ -84,10 +84,7 @@ class RMSNorm(nn.Module):
             (x.shape[-1],),
             unbox=True,
         )
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)
-        scale_E = jnp.expand_dims(scale_E, range(x.ndim - 1))
-        return (normed * scale_E).astype(self.dtype)
+        return rms_norm(x, jnp.expand_dims(scale_E, range(x.ndim - 1)), self.dtype)
 
 
 class Dense(nn.Module):
@@ -200,26 +197,22 @@ class Attention(nn.Module):
     def _heads(self, x_BNJ: jax.Array) -> jax.Array:
         return x_BNJ.reshape(*x_BNJ.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def project(self, x_BNE: jax.Array) -> KeyValue:
-        """Keys and values of `x`, to be attended to."""
-        return KeyValue(self._heads(self.key(x_BNE)), self._heads(self.value(x_BNE)))
-
     def __call__(
-        self, x_BQE: jax.Array, keys_values: KeyValue, biases: tuple[jax.Array, ...]
+        self, x_BQE: jax.Array, attended_BNE: jax.Array, biases: tuple[jax.Array, ...]
     ) -> jax.Array:
-        """Attends from x to projected keys and values; `biases` broadcast to [B, H, Q, N]."""
-        query_BQHD = self._heads(self.query(x_BQE))
+        """Attends from x to the other states; `biases` broadcast to [B, H, Q, N]."""
         logits_BHQN = jnp.einsum(
             "BQHD,BNHD->BHQN",
-            query_BQHD,
-            keys_values.key_BNHD,
+            self._heads(self.query(x_BQE)),
+            self._heads(self.key(attended_BNE)),
             preferred_element_type=jnp.float32,
         )
         for bias in biases:
             logits_BHQN = logits_BHQN + bias
         weights_BHQN = jax.nn.softmax(logits_BHQN, axis=-1).astype(self.config.dtype)
         weights_BHQN = self.drop(weights_BHQN)
-        mixed_BQHD = jnp.einsum("BHQN,BNHD->BQHD", weights_BHQN, keys_values.value_BNHD)
+        value_BNHD = self._heads(self.value(attended_BNE))
+        mixed_BQHD = jnp.einsum("BHQN,BNHD->BQHD", weights_BHQN, value_BNHD)
         return self.out(mixed_BQHD.reshape(*x_BQE.shape[:-1], -1))
 
 
@@ -241,7 +234,7 @@ class MLP(nn.Module):
                 config.dtype,
                 name="wi" if single else f"wi_{i}",
             )(x_BNE)
-            branches.append(_ACTIVATIONS[activation](branch))
+            branches.append(ACTIVATIONS[activation](branch))
         hidden = Dropout(config.dropout_rate)(functools.reduce(operator.mul, branches))
         return Dense(
             config.emb_dim,
@@ -263,18 +256,13 @@ class EncoderLayer(nn.Module):
         drop = Dropout(config.dropout_rate)
         normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BSE)
         attention = Attention(config, name="attention")
-        x_BSE = x_BSE + drop(attention(normed, attention.project(normed), biases))
+        x_BSE = x_BSE + drop(attention(normed, normed, biases))
         normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BSE)
         return x_BSE + drop(MLP(config, name="mlp")(normed)), None
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention and MLP.
-
-    Training calls it on whole rows. Decoding calls it on one position and hands in the
-    keys and values of the positions before (`past`, with the `position` to write at) and the
-    encoder's, projected once (`memory`).
-    """
+    """Causal self-attention, cross-attention and MLP, over whole rows."""
 
     config: T5Config
 
@@ -282,34 +270,19 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x_BTE: jax.Array,
-        encoded_BSE: jax.Array | None,
+        encoded_BSE: jax.Array,
         self_biases: tuple[jax.Array, ...],
         cross_biases: tuple[jax.Array, ...],
-        past: KeyValue | None = None,
-        position: jax.Array | None = None,
-        memory: KeyValue | None = None,
-    ) -> tuple[jax.Array, KeyValue | None]:
+    ) -> tuple[jax.Array, None]:
         config = self.config
         drop = Dropout(config.dropout_rate)
         normed = RMSNorm(config.dtype, name="pre_self_attention_layer_norm")(x_BTE)
         attention = Attention(config, name="self_attention")
-        keys_values = attention.project(normed)
-        if past is not None:
-            assert position is not None
-            past = keys_values = KeyValue(
-                *(
-                    jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
-                    for old, new in zip(past, keys_values, strict=True)
-                )
-            )
-        x_BTE = x_BTE + drop(attention(normed, keys_values, self_biases))
+        x_BTE = x_BTE + drop(attention(normed, normed, self_biases))
 
         normed = RMSNorm(config.dtype, name="pre_cross_attention_layer_norm")(x_BTE)
         attention = Attention(config, name="encoder_decoder_attention")
-        if memory is None:
-            assert encoded_BSE is not None
-            memory = attention.project(encoded_BSE)
-        x_BTE = x_BTE + drop(attention(normed, memory, cross_biases))
+        x_BTE = x_BTE + drop(attention(normed, encoded_BSE, cross_biases))
 
         normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BTE)
-        return x_BTE + drop(MLP(config, name="mlp")(normed)), past
+        return x_BTE + drop(MLP(config, name="mlp")(normed)), None

@@ -1,67 +1,67 @@
-"""The two losses of the one training step, as sums over tokens.
+"""The losses of the one training step, as sums over tokens.
 
-Both take logits of one batch and return (sum of losses, sum of weights): the step divides,
-after adding up microbatches and devices.
+All take logits of one batch and return (sum of losses, sum of weights): the step divides,
+after adding up microbatches and devices. Logits may come whole or in blocks (`logit_summary`).
 """
 
 from __future__ import annotations
 
-import functools
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 
-from dora_jax.config import TrainConfig
+from dora_jax.config import SoftLossConfig, TrainConfig
+from dora_jax.model.divergences import divergence, drawn_divergence
+from dora_jax.model.logit_summary import BlockedLogits, LogitSummary, summarise
 from dora_jax.shapes import Array, Seq2SeqBatch
 
-# Below this share of the probability float32 cannot tell a tail from rounding.
+Logits = Array | BlockedLogits
+
+# Below this share of the probability float32 cannot tell a teacher's tail from rounding.
 _TAIL_FLOOR = 1e-7
 
 
 def cross_entropy(
-    logits_BTV: jax.Array, targets_BT: Array, weights_BT: Array, z_loss: float = 0.0
+    logits: Logits, targets_BT: Array, weights_BT: Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of -log p(target), plus `z_loss` * log(Z)^2 (T5X's regulariser).
 
     Args:
-      logits_BTV: float32.
+      logits: float32 [B, T, V], or in blocks.
       targets_BT: int32.
       weights_BT: float32; 0 leaves a position out.
 
     Returns:
       (loss sum in nats, weight sum), float32 scalars.
     """
-    logz_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    loss_BT = logz_BT - target_logit_BT + z_loss * jnp.square(logz_BT)
+    loss_BT = _hard_loss(summarise(logits, targets_BT=targets_BT), z_loss)
     return jnp.sum(loss_BT * weights_BT), jnp.sum(weights_BT)
 
 
+def _hard_loss(summary: LogitSummary, z_loss: float) -> jax.Array:
+    assert summary.logz_BT is not None and summary.target_BT is not None
+    return summary.logz_BT - summary.target_BT + z_loss * jnp.square(summary.logz_BT)
+
+
 def soft_label_loss(
-    logits_BTV: jax.Array,
+    logits: Logits,
     topk_ids_BTK: Array,
     topk_logits_BTK: Array,
     logz_BT: Array,
     weights_BT: Array,
-    *,
-    temperature: float,
-    tail: str,
+    config: SoftLossConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """Forward KL(teacher || student) at a temperature, times its square, from kept entries.
+    """A divergence of teacher and student at a temperature, times its square, from kept entries.
 
-    With p the teacher's probabilities softmax(l / T) on its K kept entries, r = 1 - sum(p)
-    what lies outside, and q the student's softmax over the whole vocabulary:
+    With p the teacher's softmax(l / T) at the kept ids, r = 1 - sum(p) what lies outside, q the
+    student's softmax and s = 1 - sum(q), the divergence is taken between
 
-        bucket        sum_K p log(p / q) + r log(r / (1 - sum_K q))
-        renormalise   sum_K p' log(p' / q),  p' = p / sum(p)
-
-    The gradient for the logits is written by hand, T * (q - p) with the tail scaled as a
-    whole, so that no teacher array over V and no copy of the student's softmax is kept.
+        bucket        (p, r) and (q, s): the rest is one more class
+        renormalise   (p / sum(p), 0) and (q, s): the teacher says nothing else
+        sample        the ids are draws from p, and the mean over them estimates the dense loss
 
     Args:
-      logits_BTV: the student's, float32.
-      topk_ids_BTK: int32, distinct within a position.
+      logits: the student's, float32 [B, T, V], or in blocks.
+      topk_ids_BTK: int32; distinct within a position, but for `sample`.
       topk_logits_BTK: the teacher's logits minus their row maximum.
       logz_BT: log sum exp((l - max) / T) over the whole vocabulary, at this T.
       weights_BT: float32; 0 leaves a position out.
@@ -69,82 +69,120 @@ def soft_label_loss(
     Returns:
       (loss sum in nats, weight sum), float32 scalars.
     """
-    p_BTK = jnp.exp(topk_logits_BTK.astype(jnp.float32) / temperature - logz_BT[..., None])
-    rest_BT = jnp.maximum(1.0 - jnp.sum(p_BTK, axis=-1), 0.0)
-    if tail == "renormalise":
-        p_BTK = p_BTK / jnp.sum(p_BTK, axis=-1, keepdims=True)
-        rest_BT = jnp.zeros_like(rest_BT)
-    loss_BT = cast(
-        jax.Array, _kl_kept_and_rest(temperature, logits_BTV, topk_ids_BTK, p_BTK, rest_BT)
+    summary = summarise(
+        logits,
+        kept_ids_BTK=topk_ids_BTK,
+        temperature=config.temperature,
+        apart=config.tail != "sample",
     )
+    whole = topk_ids_BTK.shape[-1] == logits.shape[-1]
+    loss_BT = _soft_loss(summary, topk_logits_BTK, logz_BT, config, whole)
     return jnp.sum(loss_BT * weights_BT), jnp.sum(weights_BT)
 
 
-def _student(
-    temperature: float, logits_BTV: jax.Array, ids_BTK: Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(log q of the kept entries, 1 - sum q floored, log Z), at the temperature."""
-    logz_BT = jax.nn.logsumexp(logits_BTV / temperature, axis=-1)
-    kept_BTK = jnp.take_along_axis(logits_BTV, ids_BTK, axis=-1) / temperature
-    log_q_BTK = kept_BTK - logz_BT[..., None]
-    rest_BT = jnp.maximum(1.0 - jnp.sum(jnp.exp(log_q_BTK), axis=-1), _TAIL_FLOOR)
-    return log_q_BTK, rest_BT, logz_BT
+def _soft_loss(
+    summary: LogitSummary,
+    topk_logits_BTK: Array,
+    logz_BT: Array,
+    config: SoftLossConfig,
+    whole: bool,
+) -> jax.Array:
+    """[B, T]; `whole` where every id is kept, so that there is no rest."""
+    assert summary.kept_BTK is not None and summary.rest_BT is not None
+    temperature, name = config.temperature, config.divergence
+    log_p_BTK = jnp.asarray(topk_logits_BTK, jnp.float32) / temperature - logz_BT[..., None]
+    kept_BTK = summary.kept_BTK / temperature
+    if config.tail == "sample":
+        log_q_BTK = kept_BTK - summary.rest_BT[..., None]
+        return drawn_divergence(name, log_p_BTK, log_q_BTK) * temperature**2
+    # Rounding of the stored logits may take the kept sum above 1.
+    log_kept_BT = jax.nn.logsumexp(log_p_BTK, axis=-1)
+    rest_BT = -jnp.expm1(jnp.minimum(log_kept_BT, 0.0))
+    if config.tail == "renormalise":
+        log_p_BTK = log_p_BTK - log_kept_BT[..., None]
+        rest_BT = jnp.zeros_like(rest_BT)
+    if name == "reverse_kl":
+        rest_BT = jnp.maximum(rest_BT, _TAIL_FLOOR)
+    if whole:
+        return divergence(name, log_p_BTK, jax.nn.log_softmax(kept_BTK)) * temperature**2
+    log_p = jnp.concatenate([log_p_BTK, jnp.log(rest_BT)[..., None]], axis=-1)
+    log_q = jax.nn.log_softmax(jnp.concatenate([kept_BTK, summary.rest_BT[..., None]], axis=-1))
+    return divergence(name, log_p, log_q) * temperature**2
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kl_kept_and_rest(temperature, logits_BTV, ids_BTK, p_BTK, rest_BT):
-    return _kl_forward(temperature, logits_BTV, ids_BTK, p_BTK, rest_BT)[0]
+def dense_loss(
+    logits_BTV: Array, teacher_logits_BTV: Array, weights_BT: Array, config: SoftLossConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The divergence from the teacher's logits over the whole vocabulary: the reference.
 
+    Args:
+      logits_BTV, teacher_logits_BTV: float32; the teacher's get no gradient.
+      weights_BT: float32; 0 leaves a position out.
 
-def _kl_forward(temperature, logits_BTV, ids_BTK, p_BTK, rest_BT):
-    log_q_BTK, q_rest_BT, logz_BT = _student(temperature, logits_BTV, ids_BTK)
-    kept_BT = jnp.sum(jax.scipy.special.xlogy(p_BTK, p_BTK) - p_BTK * log_q_BTK, axis=-1)
-    tail_BT = jax.scipy.special.xlogy(rest_BT, rest_BT) - rest_BT * jnp.log(q_rest_BT)
-    loss_BT = (kept_BT + tail_BT) * temperature**2
-    return loss_BT, (logits_BTV, logz_BT, log_q_BTK, q_rest_BT, ids_BTK, p_BTK, rest_BT)
-
-
-def _kl_backward(temperature, residuals, cotangent_BT):
-    logits_BTV, logz_BT, log_q_BTK, q_rest_BT, ids_BTK, p_BTK, rest_BT = residuals
-    scale_BT = cotangent_BT * temperature  # T^2 of the loss, 1/T of the logits
-    # Outside the kept entries: q_j - r * q_j / q_rest, one factor for the whole row.
-    factor_BT = (1.0 - rest_BT / q_rest_BT) * scale_BT
-    grad_BTV = jnp.exp(logits_BTV / temperature - logz_BT[..., None]) * factor_BT[..., None]
-    kept_BTK = (jnp.exp(log_q_BTK) - p_BTK) * scale_BT[..., None]
-    batch, length, _ = logits_BTV.shape
-    grad_BTV = grad_BTV.at[
-        jnp.arange(batch)[:, None, None], jnp.arange(length)[None, :, None], ids_BTK
-    ].set(kept_BTK)
-    return grad_BTV, None, None, None
-
-
-_kl_kept_and_rest.defvjp(_kl_forward, _kl_backward)
+    Returns:
+      (loss sum in nats, weight sum), float32 scalars.
+    """
+    teacher_BTV = jax.lax.stop_gradient(jnp.asarray(teacher_logits_BTV))
+    log_p_BTV = jax.nn.log_softmax(teacher_BTV / config.temperature)
+    log_q_BTV = jax.nn.log_softmax(logits_BTV / config.temperature)
+    loss_BT = divergence(config.divergence, log_p_BTV, log_q_BTV) * config.temperature**2
+    return jnp.sum(loss_BT * weights_BT), jnp.sum(weights_BT)
 
 
 def batch_loss(
-    logits_BTV: jax.Array, batch: Seq2SeqBatch, config: TrainConfig, temperature_index: int
+    logits: Logits, batch: Seq2SeqBatch, config: TrainConfig, temperature_index: int
 ) -> tuple[jax.Array, jax.Array]:
     """The loss a batch asks for: hard without soft labels, soft with them.
 
     In a soft batch, positions whose `logz` is infinite carry a human's label and no
-    teacher's; they take the hard loss.
+    teacher's; they take the hard loss. A hard-label share of 1 takes the teacher's tokens
+    alone (sequence-level distillation): its probabilities are not even looked at.
     """
-    if batch.topk_ids_BTK is None:
-        return cross_entropy(logits_BTV, batch.targets_BT, batch.weights_BT, config.z_loss)
-    assert batch.topk_logits_BTK is not None and batch.logz_BTZ is not None
     soft = config.soft_loss
+    if batch.topk_ids_BTK is None or soft.hard_label_share == 1.0:
+        return cross_entropy(logits, batch.targets_BT, batch.weights_BT, config.z_loss)
+    assert batch.topk_logits_BTK is not None and batch.logz_BTZ is not None
+    if soft.paper_compat:
+        raise ValueError(
+            "SoftLossConfig.paper_compat counts padding positions, about which cached soft labels "
+            "say nothing. Distil from the teacher itself (train.step.make_online_loss_fn), or "
+            "set paper_compat = False."
+        )
+    hard = soft.hard_label_share > 0.0 or config.gold_share > 0.0
+    summary = summarise(
+        logits,
+        kept_ids_BTK=batch.topk_ids_BTK,
+        temperature=soft.temperature,
+        apart=soft.tail != "sample",
+        targets_BT=batch.targets_BT if hard else None,
+    )
     logz_BT = batch.logz_BTZ[..., temperature_index]
     taught_BT = jnp.isfinite(logz_BT)
-    total, _ = soft_label_loss(
-        logits_BTV,
-        batch.topk_ids_BTK,
-        batch.topk_logits_BTK,
-        jnp.where(taught_BT, logz_BT, 0.0),
-        batch.weights_BT * taught_BT * (1.0 - soft.hard_label_share),
-        temperature=soft.temperature,
-        tail=soft.tail,
+    whole = batch.topk_ids_BTK.shape[-1] == logits.shape[-1]
+    loss_BT = _soft_loss(
+        summary, batch.topk_logits_BTK, jnp.where(taught_BT, logz_BT, 0.0), soft, whole
     )
-    if soft.hard_label_share > 0.0 or config.gold_share > 0.0:
-        hard_weights_BT = batch.weights_BT * jnp.where(taught_BT, soft.hard_label_share, 1.0)
-        total += cross_entropy(logits_BTV, batch.targets_BT, hard_weights_BT, config.z_loss)[0]
-    return total, jnp.sum(batch.weights_BT)
+    loss_BT = loss_BT * taught_BT * (1.0 - soft.hard_label_share)
+    if hard:
+        share_BT = jnp.where(taught_BT, soft.hard_label_share, 1.0)
+        loss_BT += _hard_loss(summary, config.z_loss) * share_BT
+    return jnp.sum(loss_BT * batch.weights_BT), jnp.sum(batch.weights_BT)
+
+
+def online_loss(
+    logits_BTV: Array, teacher_logits_BTV: Array, batch: Seq2SeqBatch, config: TrainConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of a batch whose teacher is at hand, over the whole vocabulary.
+
+    `paper_compat` counts every position of the rows, padding too, and so divides by B * T: the
+    authors' KLDivLoss(reduction="batchmean") over flattened rows. Their rows hold one example
+    each, padded to the longest.
+    """
+    soft = config.soft_loss
+    weights_BT = jnp.ones_like(batch.weights_BT) if soft.paper_compat else batch.weights_BT
+    total, weight = dense_loss(logits_BTV, teacher_logits_BTV, weights_BT, soft)
+    total *= 1.0 - soft.hard_label_share
+    if soft.hard_label_share > 0.0:
+        hard, _ = cross_entropy(logits_BTV, batch.targets_BT, batch.weights_BT, config.z_loss)
+        total += hard * soft.hard_label_share
+    return total, weight

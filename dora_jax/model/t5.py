@@ -180,16 +180,19 @@ class T5(nn.Module):
             logits_BTV = self.logits_dense(states_BTE)
         return logits_BTV.astype(jnp.float32)
 
-    def __call__(self, batch: Seq2SeqBatch) -> jax.Array:
-        """float32 logits [B, T, V] of a packed or plain batch."""
+    def states(self, batch: Seq2SeqBatch) -> jax.Array:
+        """Decoder states [B, T, E] of a packed or plain batch, before the output head."""
         encoded = self.encode(batch.encoder_tokens_BS, batch.encoder_segments_BS)
-        states = self.decode(
+        return self.decode(
             encoded,
             batch.encoder_segments_BS,
             batch.decoder_inputs_BT,
             batch.decoder_segments_BT,
         )
-        return self.logits(states)
+
+    def __call__(self, batch: Seq2SeqBatch) -> jax.Array:
+        """float32 logits [B, T, V] of a packed or plain batch."""
+        return self.logits(self.states(batch))
 
 
 def plain_batch(encoder_tokens_BS: shapes.Array, decoder_inputs_BT: shapes.Array) -> Seq2SeqBatch:

@@ -57,6 +57,7 @@ def _predict(context: RunContext, store: TokenStore, model: Model, name: str) ->
             source_length=data.source_length,
             target_length=data.target_length,
             mesh=context.mesh,
+            no_repeat_ngram_size=context.config.evaluate.no_repeat_ngram_size,
             after_batch=context.stop.check,
             name=f"evaluate {name}",
         )

@@ -29,6 +29,9 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
     """
     config, data = context.config.label, context.config.data
     examples = store.examples("unlabeled")
+    decoding = f"greedy, at most {data.target_length} tokens"
+    if config.no_repeat_ngram_size:
+        decoding += f", no {config.no_repeat_ngram_size} tokens twice"
     header = SoftLabelHeader(
         teacher_fingerprint=teacher.fingerprint,
         data_fingerprint=store.fingerprint,
@@ -36,7 +39,7 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
         vocabulary_size=teacher.network.vocab_size,
         top_k=min(config.top_k, teacher.network.vocab_size),
         temperatures=config.temperatures,
-        decoding=f"greedy, at most {data.target_length} tokens",
+        decoding=decoding,
     )
     directory = context.directory / STAGE
     labels = directory / "soft_labels"

@@ -9,7 +9,7 @@ from dora_jax.stages.context import RunContext
 
 STAGE = "prepare"
 # Where a store's rows came from: of no concern to a run that names the store itself.
-_ORIGIN = ("token_store", "data_dir", "vocabulary", "vocabulary_pieces", "on_bad_row")
+_ORIGIN = ("token_store", "data_dir", "own", "vocabulary", "vocabulary_pieces", "on_bad_row")
 
 
 def prepare(context: RunContext) -> TokenStore:

@@ -98,6 +98,14 @@ def distill(context: RunContext, store: TokenStore, start: weights.Start, labels
             "vocabulary_fingerprint": store.vocabulary.fingerprint,
         },
     )
+    unlabeled = store.examples("unlabeled")
+    examples = SoftLabelledSource(unlabeled, reader, config.soft_loss.drop_unended)
+    if examples.unended:
+        left_out = "left out" if len(examples) < len(reader) else "kept all the same"
+        context.report(
+            f"distill: the teacher did not end {examples.unended:,} of its {len(reader):,} labels "
+            f"within {context.config.data.target_length} tokens; {left_out}"
+        )
     return _train(
         context,
         store,
@@ -111,7 +119,7 @@ def distill(context: RunContext, store: TokenStore, start: weights.Start, labels
         },
         start.network,
         config,
-        SoftLabelledSource(store.examples("unlabeled"), reader),
+        examples,
         start.params,
         gold=LabelledSource(store.examples("train")) if config.gold_share else None,
         temperature_index=reader.temperature_index(config.soft_loss.temperature),
@@ -204,6 +212,7 @@ def _validation(context: RunContext, store: TokenStore, network: T5Config) -> Va
             source_length=config.data.source_length,
             target_length=config.data.target_length,
             mesh=context.mesh,
+            no_repeat_ngram_size=config.evaluate.no_repeat_ngram_size,
         )
         predictions = [store.vocabulary.decode(tokens.tolist()) for tokens in outputs]
         scores = context.task.score(targets, predictions, sources, resamples=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from dora_jax.config import T5Config, TrainConfig
 from dora_jax.model import t5
-from dora_jax.model.losses import batch_loss
+from dora_jax.model.logit_summary import BlockedLogits
+from dora_jax.model.losses import batch_loss, online_loss
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
 from dora_jax.shapes import Seq2SeqBatch
@@ -45,8 +47,40 @@ def make_loss_fn(network: T5Config, train: TrainConfig, temperature_index: int =
     model = T5(dataclasses.replace(network, dropout_rate=train.dropout_rate))
 
     def loss_fn(params: Params, batch: Seq2SeqBatch, key: jax.Array):
+        apply = functools.partial(model.apply, {"params": params}, batch, rngs={"dropout": key})
+        if train.vocabulary_block:
+            states_BTE = cast(jax.Array, apply(method="states"))
+            logits = _blocked(network, params, states_BTE, train.vocabulary_block)
+        else:
+            logits = cast(jax.Array, apply())
+        return batch_loss(logits, batch, train, temperature_index)
+
+    return loss_fn
+
+
+def _blocked(network: T5Config, params: Params, states_BTE: jax.Array, block: int) -> BlockedLogits:
+    """The logits that `T5.logits` makes of these states, block by block."""
+    if network.logits_via_embedding:
+        embedding_VE = params["token_embedder"]["embedding"]
+        return BlockedLogits(states_BTE * network.emb_dim**-0.5, embedding_VE.T, block)
+    return BlockedLogits(states_BTE, params["logits_dense"]["kernel"], block)
+
+
+def make_online_loss_fn(
+    network: T5Config, train: TrainConfig, teacher: T5Config
+) -> Callable[[Params, Params, Seq2SeqBatch, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(params, teacher's params, batch, dropout key) -> (loss sum, weight sum).
+
+    The teacher runs in every update, on the batch's own tokens; both hold logits over the whole
+    vocabulary. The reference that cached soft labels stand in for.
+    """
+    model = T5(dataclasses.replace(network, dropout_rate=train.dropout_rate))
+    teacher_model = T5(dataclasses.replace(teacher, dropout_rate=0.0))
+
+    def loss_fn(params: Params, teacher_params: Params, batch: Seq2SeqBatch, key: jax.Array):
         logits_BTV = model.apply({"params": params}, batch, rngs={"dropout": key})
-        return batch_loss(cast(jax.Array, logits_BTV), batch, train, temperature_index)
+        teacher_BTV = teacher_model.apply({"params": teacher_params}, batch)
+        return online_loss(cast(jax.Array, logits_BTV), cast(jax.Array, teacher_BTV), batch, train)
 
     return loss_fn
 

@@ -1,0 +1,1 @@
+"""The authors' files as TensorFlow Datasets, one builder a module."""
