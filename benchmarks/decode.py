@@ -96,7 +96,7 @@ class Machine(NamedTuple):
     dtype: str
 
     def torch_model(self, dropout: float) -> transformers.T5ForConditionalGeneration:
-        return torch_t5_small(dropout).to(self.torch_device, getattr(torch, self.dtype))
+        return torch_t5_small(dropout).to(self.torch_device, getattr(torch, self.dtype))  # pyright: ignore[reportArgumentType]
 
     def network(self) -> T5Config:
         return T5Config(num_heads=6, scan_unroll=8, dtype=self.dtype)

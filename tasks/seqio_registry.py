@@ -117,7 +117,7 @@ def register_tfds(
     }
     if labels < available:
         splits["unlabeled"] = f"train[{labels}:]"
-    name = f"{builder.name}/{builder.builder_config.name}:{builder.version}"
+    name = f"{builder.name}/{builder.builder_config.name}:{builder.version}"  # pyright: ignore[reportOptionalMemberAccess]
     source = seqio.TfdsDataSource(name, tfds_data_dir=os.fspath(tfds_dir), splits=splits)
     return _registered(_task_over(source, task, vocabulary_file, data.extra_ids))
 

@@ -83,7 +83,7 @@ def generate(
     transformers fills what a beam search leaves behind EOS with EOS where the padding id is 0.
     """
     tokens = torch.from_numpy(encoder_tokens_BS).long()
-    generated_BT = model.generate(
+    generated_BT = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         input_ids=tokens,
         attention_mask=(tokens != 0).long(),
         max_new_tokens=max_length,

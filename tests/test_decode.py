@@ -176,7 +176,7 @@ def test_the_cache_is_split_like_attention(params: Any, sources_BS: np.ndarray) 
     rules = tuple(partitioning.RULES.items())
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         program = dora_jax.greedy_decode.lower(TINY, placed, rows_BS, LENGTH).compile()
-    loops = [line for line in program.as_text().splitlines() if " while(" in line]
+    loops = [line for line in program.as_text().splitlines() if " while(" in line]  # pyright: ignore[reportOptionalMemberAccess]
     # 12 rows over 4 shards, 2 heads over 2 devices.
     assert any(f"f32[3,1,{LENGTH},8]" in loop for loop in loops)
     assert not re.search(rf"f32\[(?!3,1)\d+,\d+,{LENGTH},8\]", "".join(loops))

@@ -145,7 +145,7 @@ def long_loss(block: int) -> Any:
         return jax.ShapeDtypeStruct((B, LONG_T, *shape), dtype)
 
     tokens_BT = array(dtype=jnp.int32)
-    batch = Seq2SeqBatch(*[tokens_BT] * 7, array())._replace(
+    batch = Seq2SeqBatch(*[tokens_BT] * 7, array())._replace(  # pyright: ignore[reportCallIssue]
         topk_ids_BTK=array(K, dtype=jnp.int32),
         topk_logits_BTK=array(K, dtype=jnp.float16),
         logz_BTZ=array(1),
@@ -157,7 +157,7 @@ def long_loss(block: int) -> Any:
 def temporary_bytes(block: int) -> int:
     function, arguments = long_loss(block)
     memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return memory.temp_size_in_bytes
+    return memory.temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_blocks_take_a_fraction_of_the_memory() -> None:
@@ -170,7 +170,7 @@ def test_blocks_take_a_fraction_of_the_memory() -> None:
 def array_sizes(jaxpr: Jaxpr) -> Iterator[int]:
     """Elements of every intermediate result, those of loops and calls inside too."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval.size for variable in equation.outvars)
+        yield from (variable.aval.size for variable in equation.outvars)  # pyright: ignore[reportAttributeAccessIssue]
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
         ):

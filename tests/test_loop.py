@@ -166,9 +166,9 @@ def test_a_best_that_a_crash_undid_is_no_best(
     script = Script(1.0, 9.0)
     changes = {"checkpoint_every_steps": checkpoint_every_steps}
     with pytest.raises(Killed):
-        train(store, tmp_path, killed_at_the_third, **changes)
+        train(store, tmp_path, killed_at_the_third, **changes)  # pyright: ignore[reportArgumentType]
     assert steps(tmp_path / "teach" / "best") == ["4"]
-    progress = train(store, tmp_path, Script(*values), **changes)
+    progress = train(store, tmp_path, Script(*values), **changes)  # pyright: ignore[reportArgumentType]
     assert (progress.best_step, progress.best_value) == (best_step, max(values))
     assert steps(tmp_path / "teach" / "best") == [str(best_step)]
 

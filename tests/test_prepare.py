@@ -167,7 +167,7 @@ def test_seqios_evaluator_gives_the_scores_of_the_task(store, name):
     def predict(dataset):
         return [(int(i), padded[int(i)]) for i, _ in dataset.as_numpy_iterator()]
 
-    results, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+    results, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)  # pyright: ignore[reportArgumentType]
     found = results.result()[name]
     golds, sources = [row.target for row in rows], [row.source for row in rows]
     wanted = task.score(golds, written, sources, resamples=0)

@@ -85,7 +85,7 @@ def test_slices_are_nested(published: Path, tfds_dir: Path) -> None:
     builder = building.build(get_task("nq"), config("nq", published), tfds_dir)
 
     def sources(split: str) -> list[bytes]:
-        return [row["source"].numpy() for row in builder.as_dataset(split=split)]
+        return [row["source"].numpy() for row in builder.as_dataset(split=split)]  # pyright: ignore[reportCallIssue]
 
     everything = sources("train")
     assert sources("train[:25]") == everything[:25]
@@ -105,7 +105,7 @@ def test_tfds_alone_builds_it_as_docs_data_says(published: Path, tmp_path: Path)
     )
     data = config("fever", published, labels_seed=4, num_labels=7)
     wanted = [row.source for row in load_splits(get_task("fever"), data).rows["train"]]
-    assert [row["source"].numpy().decode() for row in loaded] == wanted
+    assert [row["source"].numpy().decode() for row in loaded] == wanted  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def test_many_hosts_read_every_row_once(published: Path, tfds_dir: Path, vocabulary: str) -> None:

@@ -224,7 +224,7 @@ def forced(
         logits_B1V = T5(config).apply({"params": params}, state_BE[:, None], method="logits")
         return record(cast(jax.Array, logits_B1V)[:, 0], target_B)
 
-    by_position = jax.lax.map(one, (jnp.swapaxes(states_BTE, 0, 1), targets_BT.T))
+    by_position = jax.lax.map(one, (jnp.swapaxes(states_BTE, 0, 1), targets_BT.T))  # pyright: ignore[reportArgumentType]
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), by_position)
 
 

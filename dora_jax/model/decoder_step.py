@@ -97,7 +97,7 @@ def make_step_fn(
     params, decoder = params if isinstance(params, Prepared) else prepare(config, params)
     memory = _memory(config, params, encoder_tokens_BS)
     bias_HX = _bias_by_distance(config, params, max_length)
-    embedding_VE = params["token_embedder"]["embedding"]
+    embedding_VE = params["token_embedder"]["embedding"]  # pyright: ignore[reportArgumentType, reportCallIssue]
     empty_BHND = jnp.zeros(
         (batch * beams, config.num_heads, max_length, config.head_dim), config.dtype
     )
@@ -114,7 +114,7 @@ def make_step_fn(
             x_EB = x_EB + _cross_attention(config, layer, x_EB, layer_memory, beams)
             x_EB = x_EB + _mlp(config, layer, x_EB)
             past.append(layer_past)
-        x_EB = _norm(config, x_EB, params["decoder"]["decoder_norm"]["scale"])
+        x_EB = _norm(config, x_EB, params["decoder"]["decoder_norm"]["scale"])  # pyright: ignore[reportArgumentType, reportCallIssue]
         if config.logits_via_embedding:
             x_EB = x_EB * config.emb_dim**-0.5
         logits_VB = _product(decoder.head_VE, x_EB)
@@ -126,7 +126,7 @@ def make_step_fn(
 def _split_by_heads(cache_BHND: jax.Array) -> jax.Array:
     """Rows and heads over the devices, as attention is, where the caller has set up a mesh."""
     axes = (shapes.BATCH, shapes.HEADS, shapes.LENGTH, shapes.KV)
-    return nn.with_logical_constraint(cache_BHND, axes)
+    return nn.with_logical_constraint(cache_BHND, axes)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def prepare(config: T5Config, params: Params) -> Prepared:

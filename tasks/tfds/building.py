@@ -67,8 +67,8 @@ def splits(
         ValueError: a folder or file that cannot be read, or bad rows.
     """
     pools = read_pools(get_task(name), DataConfig(task=name, data_dir=os.fspath(manual_dir)))
-    builder.info.metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]
-    order = builder.builder_config.name
+    builder.info.metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]  # pyright: ignore[reportOptionalSubscript]
+    order = builder.builder_config.name  # pyright: ignore[reportOptionalMemberAccess]
     seed = -1 if order == FILE_ORDER else int(order.removeprefix("seed_"))
     return {
         "train": order_of_labels(pools.train, seed),
