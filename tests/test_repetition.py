@@ -26,8 +26,8 @@ def test_the_same_tokens_are_ruled_out_as_in_transformers(ngram_size: int) -> No
         decoded_BT = np.where(np.arange(12) < position, tokens_BT, 1)
         found_BV = np.asarray(ours(logits_BV, decoded_BT, position, ngram_size))
         expected_BV = NoRepeatNGramLogitsProcessor(ngram_size)(
-            torch.tensor(tokens_BT[:, :position], dtype=torch.long),
-            torch.tensor(logits_BV),  # pyright: ignore[reportArgumentType]
+            torch.LongTensor(tokens_BT[:, :position]),
+            torch.FloatTensor(logits_BV),
         )
         np.testing.assert_array_equal(found_BV, expected_BV.numpy())
         ruled_out += int(np.isinf(found_BV).sum())
