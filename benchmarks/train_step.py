@@ -32,6 +32,7 @@ from dora_jax.data.loader import LabelledSource, PackedLoader, balanced_row_leng
 from dora_jax.data.packing import Example
 from dora_jax.data.token_store import concatenate
 from dora_jax.data.vocab import Vocabulary, train_sentencepiece
+from dora_jax.launch.command_line import keep_freed_memory
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.shapes import EOS_ID, Examples
 from dora_jax.tasks.sources import load_splits
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="file for the figures")
     args = parser.parse_args()
 
+    keep_freed_memory()  # as a run does; it serves both sides
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     examples, origin = wlp_examples(args.pieces)
     source = LabelledSource(examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import os
 import re
@@ -114,3 +115,27 @@ def set_up_jax(compilation_cache: str) -> None:
     if compilation_cache:
         jax.config.update("jax_compilation_cache_dir", compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library hand freed memory out again instead of returning it to the kernel.
+
+    For computing on a CPU: each update takes and frees the same large buffers, and glibc maps
+    large ones afresh, to be cleared page by page at every use. Call it before threads start.
+    Other C libraries than glibc stay as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    for parameter, value in (
+        (_M_MMAP_MAX, 0),
+        (_M_ARENA_MAX, 1),  # any other arena is too small for large buffers and maps them
+        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TOP_PAD, 64 * 2**20),
+    ):
+        mallopt(parameter, value)

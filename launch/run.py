@@ -32,6 +32,7 @@ from dora_jax.launch.command_line import (
     default_compilation_cache,
     exit_status,
     gin_help,
+    keep_freed_memory,
     parse,
     set_up_jax,
 )
@@ -99,6 +100,7 @@ def _run(arguments: list[str]) -> int:
         raise ValueError(f"Which run? Add --gin_file=FILE: {', '.join(run_files())}, or your own.")
     as_script = sys.argv[0].endswith("run.py")
     program = ["python", sys.argv[0]] if as_script else ["dora-jax", "run"]
+    keep_freed_memory()
     choice = _choose_scale(flags, overrides, program, arguments)
     resolved = gin_config.build(flags.gin_file, choice.scale, overrides)
     print(f"scale {choice.scale}: {choice.reason}", flush=True)
