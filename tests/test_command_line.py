@@ -1,0 +1,36 @@
+"""What the programs share and no other test sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_COUNT_PAGE_FAULTS = """
+import resource, sys
+from dora_jax.launch.command_line import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+import jax
+update = jax.jit(lambda x: (x[:, None] * x) @ x)  # x * x is one buffer of 64 MB
+x = update(jax.numpy.ones(4096))
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+update(x).block_until_ready()
+before = faults()
+for _ in range(4):
+    update(x + 1).block_until_ready()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept():
+    """Four updates touch 64 MB each: the kernel clears 65,536 pages, or none."""
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", _COUNT_PAGE_FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("kept") < 5_000 < faults("given back")
