@@ -24,6 +24,7 @@ except ModuleNotFoundError:
 from dora_jax.launch.command_line import exit_status, parse, set_up_jax
 
 if TYPE_CHECKING:  # JAX takes seconds to import; wrong flags are told before
+    from dora_jax.data.vocab import Vocabulary
     from dora_jax.stages.weights import Checkpoint
 
 DESCRIPTION = """\
@@ -97,22 +98,25 @@ def _convert(arguments: list[str]) -> int:
         raise ValueError("Name both --source=KIND:FOLDER and --target=KIND:FOLDER; see --help.")
     target = _target(flags.target)
     _use_host_only()
+    from dora_jax.checkpoints import tokenizer_files
     from dora_jax.checkpoints.whole_folder import refuse_other_content
     from dora_jax.stages import weights
 
     refuse_other_content(target.folder, _replaceable(target, flags.t5x_form))
     source = weights.find(flags.source)
-    vocabulary, extra_ids = _vocabulary(flags, source)
+    extra_ids = source.extra_ids if flags.extra_ids is None else flags.extra_ids
+    # A wrong one is told before the weights are read.
+    vocabulary = tokenizer_files.chosen(flags.vocabulary, source.vocabulary, extra_ids)
     if target.kind == "hf" and vocabulary is None:
         raise ValueError(
             f"{flags.source} comes without a vocabulary, which {flags.target} needs. Name its "
             "SentencePiece file: --vocabulary=FILE, or --vocabulary=hf:google/t5-v1_1-small for "
             "T5's own."
         )
-    parameters = _write(flags, target, source, vocabulary, extra_ids)
+    parameters = _write(flags, target, source, vocabulary)
     print(f"{flags.source} → {target.kind}:{target.folder}, {parameters:,} parameters")
     if target.kind == "t5x" and vocabulary is not None:
-        print(f"T5X keeps no vocabulary with a checkpoint; it is {vocabulary}.")
+        print(f"T5X keeps no vocabulary with a checkpoint; it is {vocabulary.path}.")
     return 0
 
 
@@ -140,41 +144,29 @@ def _use_host_only() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _vocabulary(flags: argparse.Namespace, source: Checkpoint) -> tuple[Path | None, int]:
-    from dora_jax.checkpoints import hub
-    from dora_jax.data.vocab import Vocabulary
-
-    file, extra_ids = source.vocabulary, source.extra_ids
-    if flags.vocabulary is not None:
-        given = str(flags.vocabulary)
-        file = hub.resolve(given) / "spiece.model" if given.startswith("hf:") else Path(given)
-    if flags.extra_ids is not None:
-        extra_ids = flags.extra_ids
-    if file is not None:
-        Vocabulary.load(file, extra_ids)  # a wrong file is told before the weights are read
-    return file, extra_ids
-
-
 def _write(
     flags: argparse.Namespace,
     target: Target,
     source: Checkpoint,
-    vocabulary: Path | None,
-    extra_ids: int,
+    vocabulary: Vocabulary | None,
 ) -> int:
     """Reads the source and writes the target. Returns the number of parameters."""
     from dora_jax.checkpoints import huggingface, native_folder, t5x
     from dora_jax.cost.flops import parameter_count
 
     network, params = source.read(None, None)
+    file, extra_ids = None, source.extra_ids
+    if vocabulary is not None:
+        vocabulary.check_size(network.vocab_size)
+        file, extra_ids = vocabulary.path, vocabulary.extra_ids
     if target.kind == "hf":
-        assert vocabulary is not None
-        huggingface.save(target.folder, network, params, vocabulary, extra_ids=extra_ids)
+        assert file is not None
+        huggingface.save(target.folder, network, params, file, extra_ids=extra_ids)
     elif target.kind == "t5x":
         layout = t5x.SCANNED if flags.t5x_scanned else t5x.UNSCANNED
         t5x.save(target.folder, params, layout=layout, form=flags.t5x_form)
     else:
-        native_folder.save(target.folder, network, params, vocabulary, extra_ids)
+        native_folder.save(target.folder, network, params, file, extra_ids)
     return parameter_count(network)
 
 

@@ -249,20 +249,16 @@ def _fill(
 
 
 def _vocabulary(flags: argparse.Namespace, checkpoint: Checkpoint) -> Vocabulary:
-    from dora_jax.checkpoints import hub
-    from dora_jax.data.vocab import Vocabulary
+    from dora_jax.checkpoints import tokenizer_files
 
-    file = checkpoint.vocabulary
-    if flags.vocabulary:
-        named = str(flags.vocabulary)
-        file = hub.resolve(named) / "spiece.model" if named.startswith("hf:") else Path(named)
-    if file is None:
+    extra_ids = checkpoint.extra_ids if flags.extra_ids is None else flags.extra_ids
+    vocabulary = tokenizer_files.chosen(flags.vocabulary, checkpoint.vocabulary, extra_ids)
+    if vocabulary is None:
         raise ValueError(
             f"{flags.checkpoint} comes without a vocabulary; name its SentencePiece file with "
             "--vocabulary=FILE, or --vocabulary=hf:google/t5-v1_1-small for T5's own."
         )
-    extra_ids = checkpoint.extra_ids if flags.extra_ids is None else flags.extra_ids
-    return Vocabulary.load(file, extra_ids)
+    return vocabulary
 
 
 def _settings(

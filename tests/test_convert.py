@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,27 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One network as each kind; and "vocabulary", a SentencePiece file of 28 pieces."""
-    folder = tmp_path_factory.mktemp("sources")
+def train_vocabulary(file: Path, pieces: int) -> Path:
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXTS),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=28,
+        model_writer=model,
+        vocab_size=pieces,
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         minloglevel=2,
     )
-    vocabulary = folder / "spiece.model"
+    file.write_bytes(model.getvalue())
+    return file
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One network as each kind; and "vocabulary", a SentencePiece file of 28 pieces."""
+    folder = tmp_path_factory.mktemp("sources")
+    vocabulary = train_vocabulary(folder / "spiece.model", pieces=28)
     params = init_params(NETWORK, 0, make_mesh(devices=jax.devices()[:1]))
     huggingface.save(folder / "hf", NETWORK, params, vocabulary, extra_ids=10)
     native_folder.save(folder / "native", NETWORK, params, vocabulary, extra_ids=10)
@@ -119,6 +126,7 @@ def test_wrong_requests_are_told_before_anything_is_read(
     (thesis / "config.json").write_text("{}")
     hf, out = f"--source=hf:{sources['hf']}", f"--target=hf:{tmp_path / 'out'}"
     (tmp_path / "no.model").write_bytes(b"no model")
+    other = train_vocabulary(tmp_path / "other.model", pieces=26)
     for arguments, message in (
         ((), "Name both --source"),
         ((hf, "--target=onnx:x"), "expected hf:FOLDER, t5x:FOLDER or native:FOLDER"),
@@ -126,15 +134,24 @@ def test_wrong_requests_are_told_before_anything_is_read(
         ((hf, f"--target=hf:{thesis}"), "it has no *.safetensors"),
         ((f"--source=t5x:{sources['t5x']}", out), "--vocabulary=hf:google/t5-v1_1-small"),
         ((hf, out, "--extra_ids=100"), "vocab_size = 48, but the vocabulary"),
+        (
+            (hf, f"--target=native:{tmp_path / 'out'}", "--extra_ids=100"),
+            "vocab_size = 48, but the vocabulary",
+        ),
         ((hf, out, f"--vocabulary={tmp_path / 'no.model'}"), "is not a SentencePiece model"),
-        ((f"--source=t5x:{tmp_path / 'none'}", out), "There is no folder"),
+        ((hf, out, f"--vocabulary={other}"), "other.model is another vocabulary (26 pieces) than"),
+        ((f"--source=t5x:{tmp_path / 'none'}", out), "There is nothing in"),
         ((f"--source=native:{thesis}", out), "expected a folder with network.json"),
         ((hf, out, "--gin.SEED=1"), "flags only"),
         ((hf, out, "--taget=x"), "Did you mean --target?"),
     ):
         assert run(*arguments) == 2, message
         assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["no.model", "thesis"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "no.model",
+        "other.model",
+        "thesis",
+    ]
 
 
 def test_help_is_quick_to_read_and_the_verb_is_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +177,13 @@ def test_a_native_folder_of_another_network_is_refused(
     record.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"it has \['width'\]"):
         native_folder.load(tmp_path / "n")
+    content["network"] = {"mlp_dim": "20"}
+    content["extra_ids"] = "ten"
+    record.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"network\.json tells of no T5"):
+        native_folder.load(tmp_path / "n")
+    with pytest.raises(ValueError, match="extra_ids is 'ten'"):
+        native_folder.extra_ids(tmp_path / "n")
     with pytest.raises(ValueError, match="emb_dim: expected 512, found 16"):
         native_folder.load(sources["native"], expected=T5Config())
 

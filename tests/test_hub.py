@@ -39,7 +39,7 @@ def test_only_the_needed_files_are_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     on_the_hub = ["config.json", "spiece.model", "README.md", "flax_model.msgpack", weights]
-    on_the_hub += ["tf_model.h5", "onnx/model.safetensors"]
+    on_the_hub += ["tf_model.h5", "onnx/model.safetensors", "tokenizer_config.json"]
     if weights == "model.safetensors":
         on_the_hub.append("pytorch_model.bin")
 
@@ -53,7 +53,7 @@ def test_only_the_needed_files_are_downloaded(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert hub.resolve("hf:google/t5-v1_1-small") == tmp_path
     found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == ["config.json", weights, "spiece.model"]
+    assert found == ["config.json", weights, "spiece.model", "tokenizer_config.json"]
 
 
 def test_a_repository_that_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,10 @@ def test_a_deeper_checkpoint_is_refused(folder: Path) -> None:
         ({"model_type": "bart"}, "model_type is 'bart'; expected 't5' or 'mt5'"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05; expected 1e-06"),
+        ({"d_model": "16"}, "d_model is '16'; expected a whole number"),
+        ({"num_layers": None}, "num_layers is None; expected a whole number"),
+        ({"num_decoder_layers": 0}, "num_decoder_layers is 0; expected a whole number"),
+        ({"dropout_rate": "some"}, "dropout_rate is 'some'"),
     ],
 )
 def test_another_architecture_is_refused(
@@ -279,9 +283,14 @@ def test_broken_settings_are_refused(folder: Path) -> None:
     file.write_text("[]")
     with pytest.raises(ValueError, match="config.json holds a list"):
         huggingface.load(folder)
+    file.write_bytes(b'{"model_type": "\xff"}')
+    with pytest.raises(ValueError, match=r"config\.json is no text"):
+        huggingface.load(folder)
     file.unlink()
     with pytest.raises(ValueError, match="config.json cannot be read"):
         huggingface.load(folder)
+    with pytest.raises(ValueError, match="no folder google/t5-v1_1-small; .* written hf:org/name"):
+        huggingface.load("google/t5-v1_1-small")
 
 
 def test_a_truncated_file_is_refused(folder: Path) -> None:
@@ -359,7 +368,7 @@ class Payload:
         return Path.write_text, (Path("pwned"), "x")
 
 
-def test_a_torch_file_runs_no_code(
+def test_a_torch_file_runs_no_code_and_holds_tensors(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -368,6 +377,12 @@ def test_a_torch_file_runs_no_code(
     with pytest.raises(ValueError, match="cannot be read as torch weights"):
         huggingface.load(folder)
     assert not (tmp_path / "pwned").exists()
+    torch.save({"step": 3, "model": {NORM: torch.zeros(16)}}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"step in .* is int; expected one of F32"):
+        huggingface.load(folder)
+    torch.save([torch.zeros(16)], folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds a list, expected tensors by name"):
+        huggingface.load(folder)
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match="cannot be read as torch weights"):
         huggingface.load(folder)

@@ -13,11 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 import t5x_fixtures as fixtures
 import tensorstore as ts
-from etils import epath
 from flax import serialization, traverse_util
 
 import dora_jax
-from dora_jax.checkpoints import array_files, huggingface, placement, t5x
+from dora_jax.checkpoints import huggingface, placement, t5x
 from dora_jax.config import T5Config
 from dora_jax.parallel.mesh import make_mesh
 
@@ -283,10 +282,12 @@ def test_targets_that_t5x_would_not_find(tmp_path: Path, originals: Path) -> Non
         t5x.save("gs://bucket/checkpoint_1", params)
 
 
-def test_a_bucket_is_addressed_as_tensorstore_wants_it() -> None:
-    """Reading gs:// needs a bucket and a network; this much can be said without."""
-    store = array_files._files(epath.Path("gs://bucket/t5x/checkpoint_1/state"))
-    assert store == {"driver": "gcs", "bucket": "bucket", "path": "t5x/checkpoint_1/state/"}
+def test_folders_that_are_links(originals: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / "checkpoint_1" / "state").symlink_to(originals / "orbax/checkpoint_1000/state")
+    (tmp_path / "checkpoint_2").symlink_to(originals / "msgpack" / "checkpoint_1000")
+    for place in (tmp_path, tmp_path / "checkpoint_1"):
+        assert_is(t5x.load(place), FLAT)
 
 
 def test_hugging_face_to_t5x_and_back(tmp_path: Path) -> None:

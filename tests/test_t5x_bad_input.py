@@ -133,7 +133,8 @@ def test_other_types_are_refused(tmp_path: Path) -> None:
 
 
 def test_places_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="There is no folder .*nowhere"):
+    with pytest.raises(ValueError, match="There is nothing in .*nowhere"):
         t5x.load(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match="There is no T5X checkpoint in"):
         t5x.load(tmp_path)

@@ -37,13 +37,30 @@ _SPEC_KEYS = {"driver", "kvstore", "metadata"}
 _PLACEHOLDER = "PLACEHOLDER://"
 _VERSION = 3  # of T5X's own form, since 2021; 2 had bfloat16 as uint16
 _CHUNK_BYTES = 64 << 20
+# TensorStore would try for minutes to reach a bucket.
+_CONTEXT = ts.Context({"gcs_request_retries": {"max_retries": 4}})
 
 
-def holds_arrays(folder: epath.Path) -> bool:
-    """Whether a folder is a checkpoint in one of the three forms."""
-    if (folder / OCDBT).exists() or (folder / MSGPACK).is_file():
-        return True
-    return folder.is_dir() and any(_zarr_folders(folder, ""))
+def file_names(folder: epath.Path) -> list[str]:
+    """Of all files below a folder, relative to it; none where there is no such folder.
+
+    Raises:
+      ValueError: a bucket cannot be reached.
+    """
+    text = os.fspath(folder)
+    if text.startswith("gs://"):
+        return _keys(_files(folder), text)
+    # TensorStore would not go into folders that are links.
+    walked = os.walk(text, followlinks=True)
+    return [
+        os.path.relpath(os.path.join(at, file), text) for at, _, files in walked for file in files
+    ]
+
+
+def holds_arrays(names: Iterable[str]) -> bool:
+    """Whether the files below a folder are a checkpoint in one of the three forms."""
+    names = set(names)
+    return bool(names & {OCDBT, MSGPACK}) or bool(_zarr_folders(names))
 
 
 def stored_arrays(folder: epath.Path, prefix: str = "") -> dict[str, StoredTensor]:
@@ -57,20 +74,22 @@ def stored_arrays(folder: epath.Path, prefix: str = "") -> dict[str, StoredTenso
       ValueError: the folder is no checkpoint, or damaged, or an array is missing or of a type
         we do not read.
     """
-    if not holds_arrays(folder):
+    files = file_names(folder)
+    if not holds_arrays(files):
         raise ValueError(
             f"{folder} is no T5X or Orbax checkpoint: expected {OCDBT}, a file `{MSGPACK}` or zarr "
             "folders in it."
         )
     inline: dict[str, StoredTensor] = {}
     store = _files(folder)
-    if (folder / OCDBT).exists():
-        store = _ocdbt(folder)
-        drivers = _ocdbt_drivers(folder)
-    elif (folder / MSGPACK).is_file():
-        inline, drivers = _msgpack_leaves(folder / MSGPACK, prefix)
+    if OCDBT in files:
+        store = {"driver": "ocdbt", "base": store, "path": ""}
+        drivers = _zarr_folders(_keys(store, str(folder / OCDBT)))
+    elif MSGPACK in files:
+        content = _store(store).read(MSGPACK).result().value
+        inline, drivers = _msgpack_leaves(folder / MSGPACK, content, prefix)
     else:
-        drivers = dict(_zarr_folders(folder, prefix))
+        drivers = _zarr_folders(files)
     wanted = {name: driver for name, driver in drivers.items() if name.startswith(prefix)}
     opening = {name: _open(driver, store, name) for name, driver in wanted.items()}
     outside = {name: _stored(folder, name, future) for name, future in opening.items()}
@@ -86,31 +105,30 @@ def _files(folder: epath.Path) -> dict[str, Any]:
     return {"driver": "file", "path": f"{text.rstrip('/')}/"}
 
 
-def _ocdbt(folder: epath.Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": _files(folder), "path": ""}
+def _store(spec: Mapping[str, Any]) -> ts.KvStore:
+    return ts.KvStore.open(dict(spec), context=_CONTEXT).result()
 
 
-def _ocdbt_drivers(folder: epath.Path) -> dict[str, str]:
+def _keys(store: Mapping[str, Any], place: str) -> list[str]:
     try:
-        keys = ts.KvStore.open(_ocdbt(folder)).result().list().result()
+        return [key.decode() for key in _store(store).list().result()]
     except ValueError as error:
-        raise ValueError(f"{folder / OCDBT} is damaged ({error}); copy it again.") from error
-    split = (key.decode().rpartition("/") for key in keys)
+        raise ValueError(
+            f"{place} is damaged or cannot be reached ({error}). Copy it again; a bucket that is "
+            "not public needs credentials (gcloud auth application-default login)."
+        ) from error
+
+
+def _zarr_folders(files: Iterable[str]) -> dict[str, str]:
+    """Name → driver of every array whose folder is among the files, and not deeper."""
+    split = (name.partition("/") for name in files)
     return {name: _ZARR[file] for name, _, file in split if file in _ZARR}
 
 
-def _zarr_folders(folder: epath.Path, prefix: str) -> Iterator[tuple[str, str]]:
-    for entry in folder.iterdir():
-        for file, driver in _ZARR.items():
-            if entry.name.startswith(prefix) and (entry / file).exists():
-                yield entry.name, driver
-
-
 def _msgpack_leaves(
-    file: epath.Path, prefix: str
+    file: epath.Path, content: bytes, prefix: str
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The arrays that are in the file, and the drivers of those beside it; both by name."""
-    content = file.read_bytes()
     if content.startswith(b"model_checkpoint_path"):
         raise ValueError(
             f"{file} belongs to a TensorFlow checkpoint, which has to be converted by T5X first "
@@ -165,7 +183,7 @@ def _open(driver: str, store: Mapping[str, Any], name: str) -> Any:
         # Otherwise a lost file would read as zeros.
         "fill_missing_data_reads": False,
     }
-    return ts.open(spec, open=True, read=True)
+    return ts.open(spec, open=True, read=True, context=_CONTEXT)
 
 
 def _stored(folder: epath.Path, name: str, future: Any) -> StoredTensor:

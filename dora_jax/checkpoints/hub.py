@@ -48,8 +48,13 @@ def _download(repo: str) -> Path:
         )
 
     try:
+        # tokenizer_config.json tells how many sentinels there are: mT5 has none.
         folder = fetch(
-            "config.json", "spiece.model", "model*.safetensors", "model.safetensors.index.json"
+            "config.json",
+            "spiece.model",
+            "tokenizer_config.json",
+            "model*.safetensors",
+            "model.safetensors.index.json",
         )
         if not any(folder.glob("model*.safetensors")):
             fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")

@@ -83,10 +83,13 @@ def load(
     """
     name = os.fspath(path)
     folder = hub.resolve(name) if name.startswith("hf:") else Path(name)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}; names of the hub are written hf:org/name.")
     settings = read_json(folder / "config.json")
     stored = _with_one_embedding(stored_tensors(folder))
-    head, head_scale = _output_head(settings, stored)
+    head, scaled = _output_head(settings, stored)
     config = _to_config(settings, folder, tied=head is None)
+    head_scale = config.emb_dim**-0.5 if scaled else 1.0
     if expected is not None:
         checks.same_network(name, config, expected)
     if head is None:
@@ -114,7 +117,7 @@ def _with_one_embedding(stored: Mapping[str, StoredTensor]) -> dict[str, StoredT
     kept = {name: tensor for name, tensor in stored.items() if name != _UNUSED}
     copies = {name: kept.pop(name) for name in _EMBEDDING_NAMES if name in kept}
     if not copies:
-        return kept  # `names.check` says that the embedding is missing
+        return kept  # `checks.same_tensors` says that the embedding is missing
     (first, embedding), *others = copies.items()
     for name, other in others:
         if not _equal(embedding, other):
@@ -131,8 +134,8 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
 
 def _output_head(
     settings: dict[str, Any], stored: Mapping[str, StoredTensor]
-) -> tuple[StoredTensor | None, float]:
-    """The head and what it is multiplied by; no head where the scaled embedding serves as one.
+) -> tuple[StoredTensor | None, bool]:
+    """The head and whether the states are scaled for it; no head where the embedding serves.
 
     Our networks scale their states exactly when they are tied. The two other combinations
     (transformers makes v1.1 networks that are tied and not scaled) become an untied head.
@@ -142,8 +145,7 @@ def _output_head(
     embedding, head = stored.get(names.EMBEDDING), stored.get(names.HEAD)
     if embedding is not None and (head is None or _equal(head, embedding)):
         head = None if scaled else embedding
-    width = settings.get("d_model", 1)
-    return head, width**-0.5 if scaled and head is not None else 1.0
+    return head, scaled
 
 
 def _to_config(settings: dict[str, Any], folder: Path, tied: bool) -> T5Config:
@@ -153,6 +155,12 @@ def _to_config(settings: dict[str, Any], folder: Path, tied: bool) -> T5Config:
         if name not in settings and not default:
             raise ValueError(f"{where} has no {name!r}, which a T5's must have.")
         return settings.get(name, *default)
+
+    def count(name: str, *default: Any) -> int:
+        value = setting(name, *default)
+        if type(value) is not int or value < 1:  # true is an int to Python
+            raise ValueError(f"{where}: {name} is {value!r}; expected a whole number above 0.")
+        return value
 
     model_type = setting("model_type")
     if model_type not in ("t5", "mt5"):
@@ -168,20 +176,24 @@ def _to_config(settings: dict[str, Any], folder: Path, tied: bool) -> T5Config:
             f"{where}: layer_norm_epsilon is {settings['layer_norm_epsilon']}; expected "
             f"{_NORM_EPSILON}, as in every T5."
         )
-    num_layers = setting("num_layers")
+    dropout_rate = setting("dropout_rate", 0.1)
+    if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
+        raise ValueError(f"{where}: dropout_rate is {dropout_rate!r}; expected 0 to below 1.")
+    num_layers = count("num_layers")
+    their_default = settings.get("num_decoder_layers") is None  # as many as in the encoder
     return T5Config(
-        vocab_size=setting("vocab_size"),
-        emb_dim=setting("d_model"),
-        num_heads=setting("num_heads"),
+        vocab_size=count("vocab_size"),
+        emb_dim=count("d_model"),
+        num_heads=count("num_heads"),
         num_encoder_layers=num_layers,
-        num_decoder_layers=setting("num_decoder_layers", None) or num_layers,
-        head_dim=setting("d_kv"),
-        mlp_dim=setting("d_ff"),
+        num_decoder_layers=num_layers if their_default else count("num_decoder_layers"),
+        head_dim=count("d_kv"),
+        mlp_dim=count("d_ff"),
         mlp_activations=_ACTIVATIONS[activation],
-        dropout_rate=setting("dropout_rate", 0.1),
+        dropout_rate=dropout_rate,
         logits_via_embedding=tied,
-        relative_attention_num_buckets=setting("relative_attention_num_buckets", 32),
-        relative_attention_max_distance=setting("relative_attention_max_distance", 128),
+        relative_attention_num_buckets=count("relative_attention_num_buckets", 32),
+        relative_attention_max_distance=count("relative_attention_max_distance", 128),
     )
 
 

@@ -50,7 +50,10 @@ def load(
 
 def extra_ids(path: str | os.PathLike[str]) -> int:
     """How many sentinels the vocabulary beside it has."""
-    return _record(Path(path))["extra_ids"]
+    found = _record(Path(path)).get("extra_ids")
+    if type(found) is not int or found < 0:
+        raise ValueError(f"{Path(path) / NETWORK}: extra_ids is {found!r}; expected 0 or more.")
+    return found
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -67,7 +70,10 @@ def network(fields: Any, where: str) -> T5Config:
     if not isinstance(fields, dict) or not set(fields) <= known:
         found = sorted(set(fields) - known) if isinstance(fields, dict) else fields
         raise ValueError(f"{where} tells of no T5: it has {found}; expected {sorted(known)}.")
-    return T5Config(**fields)
+    try:
+        return T5Config(**fields)
+    except (TypeError, ValueError) as error:  # of another type; out of its range
+        raise ValueError(f"{where} tells of no T5: {error}") from error
 
 
 def read_params(

@@ -23,7 +23,13 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from dora_jax.checkpoints import checks, native, placement
-from dora_jax.checkpoints.array_files import MSGPACK, holds_arrays, stored_arrays, write_arrays
+from dora_jax.checkpoints.array_files import (
+    MSGPACK,
+    file_names,
+    holds_arrays,
+    stored_arrays,
+    write_arrays,
+)
 from dora_jax.checkpoints.tensor_files import StoredTensor
 from dora_jax.checkpoints.whole_folder import written_whole
 from dora_jax.config import T5Config
@@ -78,18 +84,21 @@ def find(path: str | os.PathLike[str]) -> epath.Path:
       ValueError: there is no checkpoint.
     """
     folder = epath.Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}; expected a T5X checkpoint_N.")
-    for candidate in (folder / "state", folder):
-        if candidate.is_dir() and holds_arrays(candidate):
-            return candidate
-    steps = {int(m[1]): p for p in folder.iterdir() if (m := _STEP.fullmatch(p.name))}
+    names = file_names(folder)
+    if not names:
+        raise ValueError(f"There is nothing in {folder}; expected a T5X checkpoint_N.")
+    in_state = [name.removeprefix("state/") for name in names if name.startswith("state/")]
+    if holds_arrays(in_state):
+        return folder / "state"
+    if holds_arrays(names):
+        return folder
+    steps = {int(m[1]): m[0] for name in names if (m := _STEP.fullmatch(name.partition("/")[0]))}
     if not steps:
         raise ValueError(
             f"There is no T5X checkpoint in {folder}: expected checkpoint_N folders, or one of "
             "them, with a file `checkpoint` or a folder `state` in it."
         )
-    return find(steps[max(steps)])
+    return find(folder / steps[max(steps)])
 
 
 def network(path: str | os.PathLike[str], expected: T5Config | None = None) -> T5Config:

@@ -21,6 +21,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 _DTYPES = ("F32", "BF16", "F16")
+_TORCH_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
 class StoredTensor(NamedTuple):
@@ -84,6 +85,8 @@ def read_json(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text ({error}). Download it again.") from error
     return _parse_json(text, file)
 
 
@@ -108,7 +111,7 @@ def _parse_json(text: str | bytes, file: Path) -> dict[str, Any]:
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise ValueError(f"{file} is missing; put it there, or download the checkpoint again.")
-    return _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
+    return _safetensors(file) if file.suffix == ".safetensors" else _torch_header(file)
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:
@@ -140,8 +143,30 @@ def _check_dtype(file: Path, name: str, dtype: str) -> None:
         )
 
 
-def _torch(file: Path) -> dict[str, StoredTensor]:
+def _torch_header(file: Path) -> dict[str, StoredTensor]:
     """A `.bin` file, by torch's loader for weights only: it runs no code of the file."""
+    mapped = zipfile.is_zipfile(file)
+    found = {}
+    for name, tensor in _torch(file, mapped).items():
+        dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
+        _check_dtype(file, name, _TORCH_DTYPES.get(dtype, dtype))
+        # The oldest form can only be read whole, and once is enough for that.
+        read = functools.partial(_read_mapped, file, name) if mapped else _reader(tensor)
+        found[name] = StoredTensor(file, tuple(tensor.shape), read)
+    return found
+
+
+def _reader(tensor: Any) -> Callable[[], np.ndarray]:
+    return lambda: np.array(tensor.detach().float().numpy())
+
+
+def _read_mapped(file: Path, name: str) -> np.ndarray:
+    # Opened anew for each tensor, as safetensors are, and for the same reason.
+    return _reader(_torch(file, mapped=True)[name])()
+
+
+def _torch(file: Path, mapped: bool) -> dict[str, Any]:
+    """The tensors of a file by name; mapped into memory, a tensor's bytes are read when it is."""
     try:
         import torch
     except ImportError as error:
@@ -149,23 +174,13 @@ def _torch(file: Path) -> dict[str, StoredTensor]:
             f"{file} can only be read with torch: pip install 'dora_jax[torch]', or put "
             "model.safetensors beside it."
         ) from error
-    dtypes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     try:
-        # Mapped into memory where the format allows it (all since torch 1.6): a tensor's
-        # bytes are read when it is.
-        mapped = zipfile.is_zipfile(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # pickle, zip and torch each raise classes of their own
         raise ValueError(
             f"{file} cannot be read as torch weights ({type(error).__name__}: {error}); "
             "download it again, or as model.safetensors."
         ) from error
-    found = {}
-    for name, tensor in tensors.items():
-        _check_dtype(file, name, dtypes.get(tensor.dtype, str(tensor.dtype)))
-
-        def read(tensor: Any = tensor) -> np.ndarray:
-            return np.array(tensor.to(torch.float32).numpy())
-
-        found[name] = StoredTensor(file, tuple(tensor.shape), read)
-    return found
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{file} holds a {type(tensors).__name__}, expected tensors by name.")
+    return tensors

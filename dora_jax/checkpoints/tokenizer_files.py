@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary as `transformers` reads it.
+"""Which SentencePiece vocabulary belongs to a checkpoint, and one as `transformers` reads it.
 
 Unigram models, as T5's own, are what its T5Tokenizer is made for: it reads spiece.model. Byte-pair
 models with byte fallback, as a rehearsal trains them, it would load without a word and give
@@ -16,9 +16,36 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+from dora_jax.checkpoints import hub
+from dora_jax.data.vocab import Vocabulary
 from dora_jax.shapes import EOS_ID, PAD_ID, UNK_ID
 
 SPACE = "▁"  # SentencePiece's mark of a space
+
+
+def chosen(named: str | None, own: Path | None, extra_ids: int) -> Vocabulary | None:
+    """The vocabulary that is named for a checkpoint, or the one that comes with it.
+
+    Args:
+      named: a SentencePiece file, or "hf:org/name" or "hf:FOLDER"; or None.
+      own: the file that comes with the checkpoint; None: it has none.
+      extra_ids: how many sentinels follow the pieces.
+
+    Raises:
+      ValueError: no such vocabulary, or another one than the checkpoint's own.
+    """
+    theirs = None if own is None else Vocabulary.load(own, extra_ids)
+    if not named:
+        return theirs
+    file = hub.resolve(named) / "spiece.model" if named.startswith("hf:") else Path(named)
+    vocabulary = Vocabulary.load(file, extra_ids)
+    if theirs is not None and vocabulary.fingerprint != theirs.fingerprint:
+        raise ValueError(
+            f"{file} is another vocabulary ({vocabulary.pieces} pieces) than {own} "
+            f"({theirs.pieces} pieces), which comes with the checkpoint and which its embeddings "
+            "stand for. Leave it out."
+        )
+    return vocabulary
 
 
 def write(folder: Path, file: Path, extra_ids: int) -> None:
