@@ -79,7 +79,9 @@ class LabelConfig:
 
     `temperatures` get an exact stored log-normaliser each; the distillation temperature must
     be among them. `shard_examples` is what a crash can lose at most. `no_repeat_ngram_size` is
-    that of decoding: so many tokens never come twice in the same order (0: they may).
+    that of decoding: so many tokens never come twice in the same order (0: they may). `drawn_at`
+    keeps entries drawn from the distribution at that temperature, for the `sample` estimator,
+    instead of the largest (0).
     """
 
     top_k: int = 64
@@ -87,10 +89,11 @@ class LabelConfig:
     batch_size: int = 64
     shard_examples: int = 1024
     no_repeat_ngram_size: int = 0
+    drawn_at: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
-        not_negative(self, "no_repeat_ngram_size")
+        not_negative(self, "no_repeat_ngram_size", "drawn_at")
         positive(self, "top_k", "batch_size", "shard_examples")
         require(
             bool(self.temperatures) and min(self.temperatures) > 0,
@@ -275,10 +278,12 @@ class RunConfig:
             "log-normaliser is stored.",
         )
         soft_loss = self.distill.soft_loss
+        wanted = soft_loss.temperature if soft_loss.tail == "sample" else 0.0
         require(
-            soft_loss.tail != "sample",
-            'distill.soft_loss.tail = "sample": the label stage keeps the largest entries and '
-            'does not draw any yet; set "bucket".',
+            "distill" not in self.strategies or self.label.drawn_at == wanted,
+            f"label.drawn_at = {self.label.drawn_at:g}; distill.soft_loss.tail = "
+            f"{soft_loss.tail!r} at temperature {soft_loss.temperature:g} needs {wanted:g} "
+            "(entries drawn at the loss's own temperature for `sample`, the largest otherwise).",
         )
         require(
             not soft_loss.paper_compat,

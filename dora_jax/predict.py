@@ -16,12 +16,14 @@ from dora_jax.data.loader import EvaluationBatch, evaluation_batches
 from dora_jax.data.soft_labels import SoftRow
 from dora_jax.model.beam import BeamSearch, beam_decode
 from dora_jax.model.decode import (
+    SoftLabels,
     forced_label,
     greedy_decode,
     greedy_label,
     target_log_probabilities,
 )
-from dora_jax.model.decoder_step import prepare
+from dora_jax.model.decoder_step import Prepared, prepare
+from dora_jax.model.drawn_labels import drawn_label
 from dora_jax.model.sampling import Sampling, sample_decode
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import partitioning
@@ -149,6 +151,7 @@ def label(
     target_length: int,
     mesh: Mesh,
     forced: bool = False,
+    seed: int = 0,
     after_batch: Callable[[int], None] = lambda examples: None,
 ) -> list[SoftRow]:
     """Soft labels of some examples: of the tokens decoded greedily in the same pass, or given.
@@ -156,6 +159,7 @@ def label(
     Args:
       indices: which examples.
       forced: label the examples' own targets instead of decoding.
+      seed: of drawn entries (`config.drawn_at`), which take a second, teacher-forced pass.
       after_batch: called with the number of examples just labelled; may raise to stop.
 
     Returns:
@@ -163,22 +167,16 @@ def label(
       `target_length` has no EOS.
     """
     rows: dict[int, SoftRow] = {}
-    params = params if forced else prepare(network, params)
-    settings = (config.top_k, config.temperatures)
+    prepared = None if forced else prepare(network, params)
     for batch, tokens_BS in _batches(examples, config.batch_size, source_length, mesh, indices):
         with _split_over(mesh):
-            if forced:
-                tokens_BT = _targets(examples, batch, target_length, tokens_BS.sharding)
-                soft = forced_label(network, params, tokens_BS, tokens_BT, *settings)
-            else:
-                tokens_BT, soft = greedy_label(
-                    network,
-                    params,
-                    tokens_BS,
-                    target_length,
-                    *settings,
-                    config.no_repeat_ngram_size,
-                )
+            targets_BT = (
+                _targets(examples, batch, target_length, tokens_BS.sharding) if forced else None
+            )
+            ids_B = batch.indices_B.astype(np.int32)
+            tokens_BT, soft = _label_batch(
+                network, params, prepared, tokens_BS, targets_BT, target_length, config, seed, ids_B
+            )
         tokens_BT, soft = jax.device_get((tokens_BT, soft))
         for row, index in enumerate(batch.indices_B.tolist()):
             if index >= 0:
@@ -192,6 +190,32 @@ def label(
                 )
         after_batch(int((batch.indices_B >= 0).sum()))
     return [rows[index] for index in indices]
+
+
+def _label_batch(
+    network: T5Config,
+    params: Params,
+    prepared: Prepared | None,
+    tokens_BS: jax.Array,
+    targets_BT: jax.Array | None,
+    length: int,
+    config: LabelConfig,
+    seed: int,
+    ids_B: np.ndarray,
+) -> tuple[jax.Array, SoftLabels]:
+    entries = (config.top_k, config.temperatures)
+    if targets_BT is None:
+        assert prepared is not None
+        decoder = (network, prepared, tokens_BS, length)
+        ngram = config.no_repeat_ngram_size
+        if not config.drawn_at:
+            return greedy_label(*decoder, *entries, ngram)
+        targets_BT = greedy_decode(*decoder, no_repeat_ngram_size=ngram)
+    given = (network, params, tokens_BS, targets_BT)
+    if not config.drawn_at:
+        return targets_BT, forced_label(*given, *entries)
+    draw = (config.top_k, config.drawn_at, config.temperatures)
+    return targets_BT, drawn_label(*given, np.uint32(seed), ids_B, *draw)
 
 
 def score(

@@ -239,9 +239,14 @@ def stored_temperatures(temperature: float) -> tuple[float, ...]:
     return tuple(sorted({1.0, temperature}))
 
 
+def entries_drawn_at(tail: str, temperature: float) -> float:
+    """The temperature at which the kept entries are drawn; 0: they are the largest."""
+    return temperature if tail == "sample" else 0.0
+
+
 for _config in _CONFIGS:
     gin.external_configurable(_checked(_config), _config.__name__, module="dora_jax")
-for _function in (feature_length, files_fingerprint, stored_temperatures):
+for _function in (feature_length, files_fingerprint, stored_temperatures, entries_drawn_at):
     gin.external_configurable(_function, module="dora_jax")
 
 

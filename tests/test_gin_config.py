@@ -131,6 +131,11 @@ def test_feature_lengths_reach_the_data() -> None:
     assert (data.source_length, data.target_length) == (7, 9)
 
 
+def test_the_estimator_decides_which_entries_labels_keep() -> None:
+    assert config_of().label.drawn_at == 0.0
+    assert config_of("TAIL='sample'", "TEMPERATURE=3").label.drawn_at == 3.0
+
+
 def test_default_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_of().model_dir == "runs/wlp_distill-rehearsal"
     assert config_of(scale="paper").model_dir == "runs/wlp_distill-paper"

@@ -40,6 +40,7 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
         top_k=min(config.top_k, teacher.network.vocab_size),
         temperatures=config.temperatures,
         decoding=decoding,
+        drawn_at=config.drawn_at,
     )
     directory = context.directory / STAGE
     labels = directory / "soft_labels"
@@ -99,6 +100,7 @@ def _label_shard(
             source_length=data.source_length,
             target_length=data.target_length,
             mesh=context.mesh,
+            seed=context.seed(STAGE),
             after_batch=after_batch,
         )
     source_lengths = [len(examples.source(i)) for i in indices]
