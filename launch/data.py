@@ -30,6 +30,7 @@ from dora_jax.launch.command_line import exit_status, parse
 from dora_jax.launch.data_tables import print_overview
 from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import SCALES
+from dora_jax.tasks.classes import require_writable
 from dora_jax.tasks.overview import count_words, describe_task
 from dora_jax.tasks.own import task_of
 from dora_jax.tasks.task import get_task
@@ -89,6 +90,7 @@ def _show(arguments: list[str]) -> int:
     if vocabulary is None:
         facts = describe_task(task, config.data, price.usd, count_words)
     else:
+        require_writable(task.labels, vocabulary)
         facts = describe_task(
             task,
             config.data,

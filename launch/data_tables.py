@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH_OF_FILES = 110  # where the output is no terminal
+JUDGING = ("validation", "test")
 
 
 def print_overview(facts: dict[str, Any]) -> None:
@@ -74,6 +75,8 @@ def _labels(facts: dict[str, Any]) -> Table:
     by_split = {split: counts for split, counts in facts["labels"].items() if counts}
     if facts["kind"] == "text":  # each split has frequent texts of its own
         by_split = {"train": by_split.get("train", {})}
+    elif sum(by_split["labelled"].values()) == sum(by_split["train"].values()):
+        del by_split["labelled"]
     for split in by_split:
         table.add_column(split, justify="right")
     for label in dict.fromkeys(label for counts in by_split.values() for label in counts):
@@ -104,6 +107,9 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     for split, of_split in facts["splits"].items():
         if count := of_split["sources_with_different_targets"]:
             lines.append(f"Texts that stand in {split} with different labels: {count:,}.")
+    lines += [f"There are no {split} rows." for split in JUDGING if not run[f"{split}_rows"]]
+    if facts["kind"] == "classification":
+        lines += _missing_classes(facts)
     if run["labels"] < run["labels_asked"]:
         lines.append(
             f"NUM_LABELS asks for {run['labels_asked']:,} labels; there are {run['labels']:,}."
@@ -111,6 +117,19 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     if facts["skipped_rows"]:
         lines.append(f"{len(facts['skipped_rows']):,} bad rows are left out:")
         lines += [f"  {complaint}" for complaint in facts["skipped_summary"]]
+    return lines
+
+
+def _missing_classes(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    for split, consequence in {
+        "labelled": "nobody can learn it",
+        **dict.fromkeys(JUDGING, "nothing tells how well it is found"),
+    }.items():
+        counts = facts["labels"][split]
+        missing = [repr(label) for label, count in counts.items() if not count]
+        if missing and any(counts.values()):
+            lines.append(f"No {split} row is of class {', '.join(missing)}: {consequence}.")
     return lines
 
 

@@ -81,7 +81,11 @@ def describe_task(
         "origin": pools.origin,
         "splits": {split: _describe_rows(members) for split, members in rows.items() if members},
         "lengths": _lengths(task, rows, count_lengths, limits if cut else {}),
-        "labels": {split: _label_counts(task, rows[split]) for split in rows if split in _LABELLED},
+        "labels": {
+            split: _label_counts(task, members)
+            for split, members in {"labelled": labelled, **rows}.items()
+            if split != "unlabeled"
+        },
         "leaks": count_leaks(run),
         "run": {
             "labels_asked": asked,

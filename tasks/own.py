@@ -55,6 +55,11 @@ def _own_task(data: DataConfig, price_usd_per_label: float) -> TaskSpec:
             "TRAIN_FILE is set, but not TEST_FILE: name labelled rows that are kept for the final "
             "score; no row of them may be in the train file."
         )
+    if own.source_column == own.target_column:
+        raise ValueError(
+            f"SOURCE_COLUMN and TARGET_COLUMN are both {own.source_column!r}; name the column of "
+            "the texts and that of their labels."
+        )
     if price_usd_per_label < 0:
         raise ValueError(
             f"No price book knows what a label of {data.task!r} costs; give the price in USD with "
@@ -128,8 +133,13 @@ def _labels(data: DataConfig) -> tuple[str, ...]:
     for label in labels:
         if not label or label != normalise(label):
             raise ValueError(
-                f"The label {label!r} cannot be told from what a model writes; write it as "
+                f"The label {label!a} cannot be told from what a model writes; write it as "
                 f"{normalise(label)!r}, in the files and in TASK_LABELS."
+            )
+        if own.kind == "spans" and set(label) & set("[]"):
+            raise ValueError(
+                f"The entity type {label!r} holds a bracket; name it without, since targets are "
+                "written `entity [Type]`."
             )
     repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
     if repeated:

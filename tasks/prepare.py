@@ -15,6 +15,7 @@ from dora_jax.config import DataConfig, to_dict
 from dora_jax.data.token_store import Split, TokenStore, concatenate, write_token_store
 from dora_jax.data.vocab import Vocabulary, train_sentencepiece
 from dora_jax.shapes import Examples
+from dora_jax.tasks.classes import require_writable
 from dora_jax.tasks.seqio_registry import build_task, native_stderr_held_back
 from dora_jax.tasks.sources import LoadedSplits, Row, load_splits
 from dora_jax.tasks.task import TaskSpec
@@ -51,6 +52,7 @@ def prepare(
             vocabulary_file = str(Path(scratch) / "vocabulary.model")
             _train_vocabulary(loaded, vocabulary_file, data.vocabulary_pieces)
         vocabulary = Vocabulary.load(vocabulary_file, data.extra_ids)
+        require_writable(task.labels, vocabulary)
         seqio_task = build_task(task, loaded.rows, vocabulary_file, data.extra_ids)
         feature_lengths = {"inputs": data.source_length, "targets": data.target_length}
         splits: dict[str, Split] = {}

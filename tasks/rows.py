@@ -139,8 +139,11 @@ def _content(path: Path, if_unreadable: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}). {if_unreadable}") from error
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} is in UTF-16; save it again as UTF-8 (Excel: CSV UTF-8).")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        raise ValueError(
+            f"{path} is no UTF-8 text, but a workbook or in UTF-16; save it again as UTF-8 (Excel: "
+            "CSV UTF-8)."
+        )
     return content.removeprefix(codecs.BOM_UTF8)
 
 
@@ -231,10 +234,11 @@ def _table(content: bytes, path: Path, columns: Columns) -> Iterator[Record | Ba
 
 
 def _delimiter(text: str, path: Path, columns: Columns) -> str:
-    """A .csv may be parted by semicolons, as Excel writes it where the comma is in numbers."""
+    """A .csv may be parted by semicolons, as Excel writes it where the comma is in numbers, or
+    by tabs, as it pastes it."""
     usual = TABLES[path.suffix.lower()]
     first_line = io.StringIO(text, newline="").readline()
-    for delimiter in (usual, ";"):
+    for delimiter in (usual, ";", "\t"):
         if set(columns.names) <= {name.strip(' "\r\n') for name in first_line.split(delimiter)}:
             return delimiter
     return usual

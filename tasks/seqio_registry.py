@@ -70,12 +70,12 @@ def build_task(
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # one list in a fixed order; SeqIO shuffles examples itself
         texts = rows[split]
-        features = {
+        # Any: TensorFlow's type stubs do not know that a dict of tensors is sliced as one.
+        features: Any = {
             "source": tf.constant([row.source for row in texts], tf.string),
             "target": tf.constant([row.target for row in texts], tf.string),
         }
-        # TensorFlow's type stubs do not know that a dict of tensors is sliced as one.
-        return tf.data.Dataset.from_tensor_slices(features)  # pyright: ignore[reportArgumentType]
+        return tf.data.Dataset.from_tensor_slices(features)
 
     counts = {split: len(members) for split, members in rows.items()}
     source = seqio.FunctionDataSource(dataset, splits=tuple(rows), num_input_examples=counts)
@@ -117,7 +117,7 @@ def register_tfds(
     }
     if labels < available:
         splits["unlabeled"] = f"train[{labels}:]"
-    name = f"{builder.name}/{builder.builder_config.name}:{builder.version}"  # pyright: ignore[reportOptionalMemberAccess]
+    name = f"{builder.name}/{building.order_name(data.labels_seed)}:{builder.version}"
     source = seqio.TfdsDataSource(name, tfds_data_dir=os.fspath(tfds_dir), splits=splits)
     return _registered(_task_over(source, task, vocabulary_file, data.extra_ids))
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]")
-_TAG_LIKE = re.compile(r"(?<!\S)\[([A-Za-z][A-Za-z _-]*)\](?!\S)")
+_TAG_LIKE = re.compile(r"(?<!\S)\[([^\W\d_][\w -]*)\](?!\S)")
 
 
 def check_span_target(
@@ -20,9 +20,9 @@ def check_span_target(
 ) -> str | None:
     """What is wrong with a gold target, or None.
 
-    A bracket is taken for a tag if it stands between spaces and holds letters and hyphens
-    only; any other ("[6.2]", "[32P]dCTP") is text. An empty target is a text without
-    entities, which is legal.
+    A bracket is taken for a tag if it stands between spaces, begins with a letter and holds
+    letters, digits and hyphens only; any other ("[6.2]", "[32P] dCTP") is text. An empty target
+    is a text without entities, which is legal.
 
     Args:
         target: the gold text.

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def test_every_figure(run_file: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }  # fmt: skip
     assert [of_split["rows"] for of_split in found["splits"].values()] == [6, 4, 1, 3]
     assert found["labels"]["train"] == {"repair": 2, "sales": 4}
+    assert found["labels"]["labelled"] == {"repair": 1, "sales": 3}
     assert found["labels"]["test"] == {"repair": 1, "sales": 2}
     # Four labels: three texts. "it squeaks" is left, from train and from the file, "new" once, the
     # lamp too; nothing that is in validation.
@@ -130,6 +132,18 @@ def test_with_a_vocabulary_lengths_are_tokens_and_examples_are_cut(
     assert "33.3% / 0.0%" in capsys.readouterr().out
 
 
+def test_a_label_that_the_vocabulary_cannot_write_is_told_before_money_is_spent(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.model"
+    train_sentencepiece([TRAIN, TEST], file, 300)
+    for table in tmp_path.glob("*.csv"):
+        text = table.read_text(encoding="utf-8").replace("sales", "sa\u2581les")
+        table.write_text(text, encoding="utf-8")
+    assert data.main([f"--gin_file={run_file}", f"--gin.VOCABULARY='{file}'"]) == 2
+    assert "'sa\u2581les' cannot be written in the vocabulary" in capsys.readouterr().err
+
+
 def test_what_a_person_sees(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert data.main([f"--gin_file={run_file}", "--gin.NUM_LABELS=9"]) == 0
     out = capsys.readouterr().out
@@ -141,6 +155,7 @@ def test_what_a_person_sees(run_file: Path, capsys: pytest.CaptureFixture[str]) 
         "2 of the 3 test texts are also in the labelled (1) or unlabelled text",
         "1 of the 1 validation texts are also in train",
         "Texts that stand in train with different labels: 1.",
+        "No validation row is of class 'repair': nothing tells how well it is found.",
         "NUM_LABELS asks for 9 labels; there are 6.",
         "The run buys 6 labels for $3.00 ($0.5 each: set by the user)",
         "To label all 6 texts would cost $3.00.",
@@ -148,6 +163,20 @@ def test_what_a_person_sees(run_file: Path, capsys: pytest.CaptureFixture[str]) 
     ):
         assert part in text
     assert "…" not in out
+
+
+def test_what_is_missing_is_told(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = run_file.with_name("train.csv")
+    header, first, *others = train.read_text().splitlines()
+    train.write_text("\n".join([header, *others, first]))
+    run_file.with_name("test.csv").write_text(header)
+    assert data.main([f"--gin_file={run_file}"]) == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "label labelled train validation" in text
+    assert "repair 0 (0.0%) 2 (33.3%) 0 (0.0%)" in text
+    assert "No labelled row is of class 'repair': nobody can learn it." in text
+    assert "There are no test rows." in text
+    assert "No test row" not in text
 
 
 def test_json_goes_to_a_file_beside_the_tables(
@@ -232,11 +261,16 @@ def test_the_page_has_the_figures_of_the_real_files(
 ) -> None:
     monkeypatch.setenv("DORA_DATA_DIR", PUBLISHED)
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    assert "\n".join(data_rows(facts(capsys, f"--task={name}"))) in page
+    found = facts(capsys, f"--task={name}")
+    assert "\n".join(data_rows(found)) in page
+    assert label_row(found) in page
+    assert price_row(found) in page
+    run_file = (ROOT / "gin" / f"{name}_distill.gin").read_text(encoding="utf-8")
+    assert f"{found['run']['unlabeled_texts']:,} distinct texts" in run_file
 
 
 def data_rows(found: dict[str, Any]) -> list[str]:
-    """The lines of the page's table for one task."""
+    """The lines of the page's table of rows and lengths for one task."""
 
     def percentiles(side: dict[str, int]) -> str:
         return " · ".join(str(side[key]) for key in ("p50", "p90", "p99", "max"))
@@ -251,3 +285,30 @@ def data_rows(found: dict[str, Any]) -> list[str]:
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def label_row(found: dict[str, Any]) -> str:
+    """The line of the page's table of labels: those of at least 8 %, of classes all."""
+    counts = Counter(found["labels"]["train"])
+    shares = [(label, count / counts.total()) for label, count in counts.most_common()]
+    if found["kind"] == "spans":
+        shown = [f"{label} {share:.0%}" for label, share in shares if share >= 0.08]
+        text = " · ".join([*shown, f"{len(shares) - len(shown)} other types"])
+    elif found["kind"] == "classification":
+        text = " · ".join(f"{label} {share:.0%}" for label, share in shares)
+    else:
+        text = "free text"
+    return f"| {found['task']} | {found['kind']} | {text} |"
+
+
+def price_row(found: dict[str, Any]) -> str:
+    """The line of the page's table of prices and leaks."""
+    price, run, leaks = found["price"], found["run"], found["leaks"]
+    assert run["labels"] == 1000
+    cells = (
+        found["task"], f"{price['usd_per_label']:g}", f"{price['usd_for_the_run']:,.2f}",
+        f"{run['unlabeled_texts']:,}", f"{price['texts_in_all']:,}",
+        f"{price['usd_for_all_texts']:,.2f}", f"{leaks['test_rows_also_in_train']:,}",
+        f"{leaks['test_rows_also_in_train_or_unlabeled']:,}",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import compiling_cheaply, read_rows
@@ -39,13 +40,9 @@ def table(name: str, *rows: str, header: str = "source,target") -> str:
     return name
 
 
-def own(train: str, test: str = "", **settings: object) -> DataConfig:
+def own(train: str, test: str = "", **settings: Any) -> DataConfig:
     fields = {"train_file": train, "test_file": test or train, **settings}
-    return DataConfig(
-        task="mine",
-        own=OwnTaskConfig(**fields),  # pyright: ignore[reportArgumentType]
-        num_labels=2,
-    )
+    return DataConfig(task="mine", own=OwnTaskConfig(**fields), num_labels=2)
 
 
 def config_of(**overrides: str) -> RunConfig:
@@ -104,6 +101,14 @@ def test_spans() -> None:
     assert scores.value == pytest.approx(200 / 3)
 
 
+@pytest.mark.parametrize("wrong", ["Gene3", "Größen", "gene1"])
+def test_types_may_hold_digits_and_any_letters(wrong: str) -> None:
+    data = own("t.csv", kind="spans", labels=("Gene1", "Größe"))
+    check = task_of(data, 0.0).check_target
+    assert check("BRCA [Gene1] 5 [6.2] cm [Größe]") is None
+    assert f"the tag [{wrong}] is not known; did you mean" in str(check(f"x [{wrong}] y [Gene1]"))
+
+
 def test_text() -> None:
     data = own(table("t.csv", "who?,the one", "when?,"), kind="text")
     task = task_of(data, 0.0)
@@ -144,6 +149,18 @@ REFUSALS = {
     "labels for text": (lambda: own("t.csv", kind="text", labels=("a",)), "'text' has none"),
     "a label twice": (lambda: own("t.csv", labels=("a", "b", "a")), "'a' more than once"),
     "a label with two spaces": (lambda: own("t.csv", labels=("a", "b  c")), "write it as 'b c'"),
+    "a label that only looks like another": (
+        lambda: own("t.csv", labels=("a", "fu\u0308r")),
+        r"label 'fu\\u0308r' cannot .* write it as 'für'",
+    ),
+    "one column for both": (
+        lambda: own("t.csv", source_column="target"),
+        "SOURCE_COLUMN and TARGET_COLUMN are both 'target'",
+    ),
+    "a type with a bracket": (
+        lambda: own("t.csv", kind="spans", labels=("A", "B[1]")),
+        r"'B\[1\]' holds a bracket",
+    ),
     "one class": (lambda: own(table("t.csv", "a,x", "b,x")), r"1 different labels.*'x' \(2\)"),
     "no class": (lambda: own(table("t.csv", *MANY)), "300 different labels.*right column"),
     "an empty class": (lambda: own(table("t.csv", "a,x", "b,")), "t.csv:3: the target is empty"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_bad_vocabulary_leaves_no_store(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_label_that_the_vocabulary_cannot_write_is_refused(tmp_path, store):
+    """SentencePiece takes its own space mark for a space."""
+    task = dataclasses.replace(get_task("fever"), labels=("REFUTES", "SUP\u2581PORTS"))
+    file = str(store.directory / "vocabulary.model")
+    config = dataclasses.replace(SMALL, task="fever", vocabulary=file)
+    with pytest.raises(ValueError, match="cannot be written .*: it comes back as 'SUP PORTS'"):
+        prepare(task, config, tmp_path / "tokens", lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_markers_become_one_piece_each(store):
     marked, plain = store.vocabulary.encode(["buffer [Reagent] mix [Action]", "buffer mix"])
     assert len(marked) == len(plain) + 2
@@ -164,10 +175,10 @@ def test_seqios_evaluator_gives_the_scores_of_the_task(store, name):
     tokens = store.vocabulary.encode(written)
     padded = [[*ids, EOS_ID, *[0] * (200 - len(ids))] for ids in tokens]
 
-    def predict(dataset):
+    def predict(dataset) -> Any:
         return [(int(i), padded[int(i)]) for i, _ in dataset.as_numpy_iterator()]
 
-    results, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)  # pyright: ignore[reportArgumentType]
+    results, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
     found = results.result()[name]
     golds, sources = [row.target for row in rows], [row.source for row in rows]
     wanted = task.score(golds, written, sources, resamples=0)

@@ -123,6 +123,7 @@ def read_table(path: Path, on_bad_row: str = "error"):
         ("\ufefftext,label\r\na b,X\r\nc,Y", "rows.csv"),  # Excel's CSV UTF-8
         ("text;label\na b;X\nc;Y\n", "rows.csv"),  # Excel's where the comma is in numbers
         ("text\tlabel\na b\tX\nc\tY\n", "rows.TSV"),
+        ("text\tlabel\na b\tX\nc\tY\n", "rows.csv"),
         ('"text" , label \n a b ,X \n"c",Y\n'.replace('"text" ,', '"text",'), "rows.csv"),
         ('{"text": "a b", "label": "X"}\n{"label": "Y", "text": "c"}', "rows.jsonl"),
     ],
@@ -169,6 +170,8 @@ def test_bad_rows_of_a_table_are_named_or_skipped(tmp_path, row, complaint):
         ('text,label\na,X\n"b,Y\nc,Z\n', r"rows\.csv:3: a quotation mark .* never closed"),
         ("text,label\n" + "a" * 200_000 + ",X\n", r"rows\.csv:2: .*more than 131,072"),
         (b"\xff\xfet\x00e\x00", "UTF-16; save it again as UTF-8"),
+        ("text,label\na,X\n".encode("utf-16-le"), "UTF-16; save it again as UTF-8"),
+        (b"PK\x03\x04\x14\x00\x06\x00", "a workbook or in UTF-16; save it again"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_even_where_rows_are_skipped(

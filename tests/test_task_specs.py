@@ -61,6 +61,7 @@ def test_a_kind_there_is_not() -> None:
         ("stanceosaurus", "Discussing", None),
         ("stanceosaurus", "discusing", "did you mean 'Discussing'"),
         ("stanceosaurus", "", "'' is not known"),
+        ("fever", "SUPPORT\uff33", r"label 'SUPPORT\\uff33' is not known; did you mean 'SUPPORTS'"),
         ("nq", "2008", None),
         ("nq", " ", "target is empty"),
         ("multipit_gen", "any text", None),

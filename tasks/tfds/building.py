@@ -25,13 +25,19 @@ from dora_jax.tasks.sources import (
 from dora_jax.tasks.task import TaskSpec, get_task
 
 VERSION = tfds.core.Version("1.0.0")
-FILE_ORDER = "file_order"
 SEEDS = range(10)
+
+
+def order_name(labels_seed: int) -> str:
+    """The configuration whose rows stand in the order of a `labels_seed`."""
+    return "file_order" if labels_seed == -1 else f"seed_{labels_seed}"
+
+
 # One configuration for each order of the rows: a plain name, since TFDS finds it by that.
 ORDERS = [
-    tfds.core.BuilderConfig(name=FILE_ORDER, description="labels in the order of the file"),
+    tfds.core.BuilderConfig(name=order_name(-1), description="labels in the order of the file"),
     *(
-        tfds.core.BuilderConfig(name=f"seed_{seed}", description=f"labels drawn by seed {seed}")
+        tfds.core.BuilderConfig(name=order_name(seed), description=f"labels drawn by seed {seed}")
         for seed in SEEDS
     ),
 ]
@@ -67,9 +73,10 @@ def splits(
         ValueError: a folder or file that cannot be read, or bad rows.
     """
     pools = read_pools(get_task(name), DataConfig(task=name, data_dir=os.fspath(manual_dir)))
-    builder.info.metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]  # pyright: ignore[reportOptionalSubscript]
-    order = builder.builder_config.name  # pyright: ignore[reportOptionalMemberAccess]
-    seed = -1 if order == FILE_ORDER else int(order.removeprefix("seed_"))
+    order, metadata = builder.builder_config, builder.info.metadata
+    assert order is not None and metadata is not None  # ORDERS and `info` give them
+    metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]
+    seed = next(seed for seed in (-1, *SEEDS) if order_name(seed) == order.name)
     return {
         "train": order_of_labels(pools.train, seed),
         "validation": pools.validation,
@@ -94,8 +101,7 @@ def build(
     """
     _require_what_builders_know(data)
     module = importlib.import_module(f"dora_jax.tasks.tfds.{task.name}")
-    order = FILE_ORDER if data.labels_seed == -1 else f"seed_{data.labels_seed}"
-    builder = module.BUILDER(data_dir=os.fspath(tfds_dir), config=order)
+    builder = module.BUILDER(data_dir=os.fspath(tfds_dir), config=order_name(data.labels_seed))
     if not builder.data_path.exists():
         config: Any = tfds.download.DownloadConfig(manual_dir=data.data_dir)
         builder.download_and_prepare(download_config=config)
