@@ -96,7 +96,9 @@ class Machine(NamedTuple):
     dtype: str
 
     def torch_model(self, dropout: float) -> transformers.T5ForConditionalGeneration:
-        return torch_t5_small(dropout).to(self.torch_device, getattr(torch, self.dtype))  # pyright: ignore[reportArgumentType]
+        model = torch_t5_small(dropout)
+        model.to(device=self.torch_device, dtype=getattr(torch, self.dtype))
+        return model
 
     def network(self) -> T5Config:
         return T5Config(num_heads=6, scan_unroll=8, dtype=self.dtype)
@@ -104,6 +106,11 @@ class Machine(NamedTuple):
     def wait(self) -> None:
         if self.torch_device == "cuda":
             torch.cuda.synchronize()
+
+
+def new_tokens(batches: Sequence[EvaluationBatch]) -> int:
+    """Decoded for sentences; what rows that fill the last batch decode is no work done."""
+    return NEW_TOKENS * sum(int((batch.indices_B >= 0).sum()) for batch in batches)
 
 
 def our_decoding(machine: Machine, params: Any, batches: Sequence[EvaluationBatch]) -> Side:
@@ -116,7 +123,7 @@ def our_decoding(machine: Machine, params: Any, batches: Sequence[EvaluationBatc
                 greedy_decode(network, params, batch.encoder_tokens_BS, NEW_TOKENS, NEW_TOKENS)
             )
             assert tokens_BT.shape[1] == NEW_TOKENS and (tokens_BT != EOS_ID).all()
-        return NEW_TOKENS * sum(len(batch.indices_B) for batch in batches)
+        return new_tokens(batches)
 
     return decode
 
@@ -137,7 +144,7 @@ def their_decoding(machine: Machine, model: Any, batches: Sequence[EvaluationBat
                     num_beams=1,
                 )
             assert tokens_BT.cpu().shape[1] == NEW_TOKENS + 1
-        return NEW_TOKENS * sum(len(batch.indices_B) for batch in batches)
+        return new_tokens(batches)
 
     return decode
 
@@ -213,9 +220,10 @@ def gradients(
 
         return run
 
+    their_batches = [padded(loader.examples(step)) for step in range(updates)]
+
     def theirs(_: int) -> float:
-        for step in range(updates):
-            batch = padded(loader.examples(step))
+        for batch in their_batches:
             loss = model(**{k: v.to(machine.torch_device) for k, v in batch.items()}).loss
             loss.backward()
             model.zero_grad(set_to_none=True)

@@ -190,7 +190,7 @@ def _facts(
         fingerprint=made["fingerprint"],
         weight_bytes=4 * parameter_count(network),
         latency=latency,
-        example=_example(store, answers),
+        example=_example(store, answers, config["data"]["source_length"]),
     )
 
 
@@ -201,17 +201,24 @@ def _decode(
     import numpy as np
 
     import dora_jax
-    from dora_jax.launch.model_card import Latency
+    from dora_jax.launch.model_card import Latency, no_repeat_ngram_size
+    from dora_jax.model.decoder_step import prepare
 
     examples = store.examples("test")
     texts = min(texts, len(examples))
+    no_repeats = no_repeat_ngram_size(config)
+    prepared = prepare(network, params)
     answers, milliseconds = [], []
     for i in [0, *range(texts)]:  # the first time compiles
         tokens_BS = np.zeros((1, config["data"]["source_length"]), np.int32)
         tokens_BS[0, : len(examples.source(i))] = examples.source(i)
         began = time.perf_counter()
         decoded = dora_jax.greedy_decode(
-            network, params, tokens_BS, config["data"]["target_length"]
+            network,
+            prepared,
+            tokens_BS,
+            config["data"]["target_length"],
+            no_repeat_ngram_size=no_repeats,
         )
         answers.append(np.asarray(decoded)[0].tolist())
         milliseconds.append(1000 * (time.perf_counter() - began))
@@ -223,11 +230,17 @@ def _decode(
     return answers, Latency(float(median), float(p90), texts, mean_tokens, _machine())
 
 
-def _example(store: TokenStore, answers: list[list[int]]) -> tuple[str, str] | None:
+def _example(
+    store: TokenStore, answers: list[list[int]], source_length: int
+) -> tuple[str, str] | None:
     """A prompted source and its answer; bytes that are no text are shown in more than one way."""
-    for source, answer in zip(store.sources("test"), answers, strict=False):
+    import numpy as np
+
+    widths = np.diff(store.examples("test").source_offsets)
+    for source, width, answer in zip(store.sources("test"), widths, answers, strict=False):
         text = store.vocabulary.decode(answer)
-        if text and "\ufffd" not in text:
+        # A source that fills the width may have been cut, and transformers does not cut it.
+        if text and "\ufffd" not in text and width < source_length:
             return store.manifest["prompt_prefix"] + source, text
     return None
 

@@ -161,17 +161,26 @@ def _size(facts: Facts) -> str:
         latency = facts.latency
         lines.append(
             f"- CPU latency: {latency.median_ms:.1f} ms a text (median), {latency.p90_ms:.1f} ms "
-            f"(90th percentile), one at a time, greedy, over {latency.texts} test texts with "
-            f"answers of {latency.mean_tokens:.1f} tokens on average, by dora_jax, compilation not "
-            f"counted; {latency.machine}"
+            f"(90th percentile), one at a time, greedy, over {latency.texts} test texts padded to "
+            f"{facts.config['data']['source_length']} tokens, with answers of "
+            f"{latency.mean_tokens:.1f} tokens on average, by dora_jax, compilation not counted; "
+            f"{latency.machine}"
         )
     return "\n".join(lines) + "\n"
+
+
+def no_repeat_ngram_size(config: Mapping[str, Any]) -> int:
+    """What the run scored its models with; the first runs did not know it."""
+    return config["evaluate"].get("no_repeat_ngram_size", 0)
 
 
 def _use(facts: Facts) -> str:
     data, prompt = facts.config["data"], facts.data["prompt_prefix"]
     source, answer = facts.example or (f"{prompt}…", None)
     printed = "" if answer is None else f"\nIt prints\n\n```text\n{answer}\n```\n"
+    settings = f"max_new_tokens={data['target_length']}, do_sample=False"
+    if no_repeats := no_repeat_ngram_size(facts.config):
+        settings += f", no_repeat_ngram_size={no_repeats}"
     return f"""## Load with transformers
 
 ```python
@@ -181,7 +190,7 @@ folder = "."  # the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSeq2SeqLM.from_pretrained(folder)
 inputs = tokenizer({source!r}, return_tensors="pt")
-tokens = model.generate(**inputs, max_new_tokens={data["target_length"]}, do_sample=False)
+tokens = model.generate(**inputs, {settings})
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```
 {printed}

@@ -25,6 +25,7 @@ from tiny_run import (
 import dora_jax
 from dora_jax import strategies
 from dora_jax.checkpoints import huggingface, native, t5x
+from dora_jax.config import EvaluateConfig
 from dora_jax.cost.ledger import Ledger
 from dora_jax.data.token_store import TokenStore
 from dora_jax.launch import export
@@ -41,7 +42,11 @@ def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of both strategies."""
     directory = tmp_path_factory.mktemp("run") / "tiny"
-    with open_run(tiny_config(directory)) as context:
+    # That the snippet of the card decodes as the run did shows where a setting matters.
+    scoring = EvaluateConfig(
+        8, validation_examples=8, bootstrap_resamples=20, no_repeat_ngram_size=2
+    )
+    with open_run(tiny_config(directory, evaluate=scoring)) as context:
         strategies.run(context)
     _make_it_write_text(directory)
     return directory

@@ -73,6 +73,7 @@ def test_what_is_written_has_the_same_logits_in_transformers(
     files = sorted(exported.glob("*.safetensors"))
     assert (len(files) > 1) == (max_shard_bytes == 9_000)
     assert all(file.stat().st_size < max_shard_bytes + 4_000 for file in files)  # headers
+    assert len({file.stat().st_mode for file in exported.iterdir()}) == 1
     again = transformers.T5ForConditionalGeneration.from_pretrained(exported).eval()
     rows = reference.random_rows(6, 2, 8, 5)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -98,37 +99,42 @@ def test_parameter_counts(config: T5Config, count: int) -> None:
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == count
 
 
+@pytest.fixture(scope="module", params=["v1.0", "v1.1"])
+def theirs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A T5 of transformers, and the same as configuration and parameters of ours."""
+    reference = pytest.importorskip("t5_reference")
+    model = reference.make_model(request.param)
+    folder = reference.save_model(model, tmp_path_factory.mktemp("t5"))
+    return model, *huggingface.load(folder)
+
+
 @pytest.mark.parametrize(
-    ("version", "source_length", "target_length"),
-    [("v1.0", 1, 1), ("v1.0", 17, 9), ("v1.1", 1, 17), ("v1.1", 512, 512)],
+    ("batch", "source_length", "target_length"), [(2, 1, 1), (3, 17, 17), (2, 512, 512)]
 )
-def test_logits_are_those_of_transformers(
-    tmp_path: Path, version: str, source_length: int, target_length: int
+def test_logits_and_gradients_are_those_of_transformers(
+    theirs: Any, tmp_path: Path, batch: int, source_length: int, target_length: int
 ) -> None:
     reference = pytest.importorskip("t5_reference")
-    model = reference.make_model(version)
-    config, params = huggingface.load(reference.save_model(model, tmp_path))
-    rows = reference.random_rows(1, 2, source_length, target_length)
-    actual_BTV = dora_jax.forward(config, params, *rows)
-    expected_BTV = reference.logits_of(model, *rows).detach()
-    assert reference.relative_error(actual_BTV, expected_BTV) < 1e-5
-
-
-@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
-def test_gradients_are_those_of_transformers(tmp_path: Path, version: str) -> None:
-    reference = pytest.importorskip("t5_reference")
-    model = reference.make_model(version)
-    config, params = huggingface.load(reference.save_model(model, tmp_path / "model"))
-    rows = reference.random_rows(1, 3, 17, 9)
+    original, config, params = theirs
+    rows = reference.random_rows(1, batch, source_length, target_length)
+    model = copy.deepcopy(original)
     expected_BTV = reference.logits_of(model, *rows)
     weights_BTV = random_weights(*expected_BTV.shape)
     (expected_BTV * reference.torch.from_numpy(weights_BTV)).sum().backward()
     for tensor in model.parameters():
         tensor.data = tensor.grad  # a gradient is stored and renamed like its parameter
-    _, expected = huggingface.load(reference.save_model(model, tmp_path / "gradients"))
+    _, expected = huggingface.load(reference.save_model(model, tmp_path))
     actual, actual_BTV = weighted_logits(config, params, *rows, weights_BTV)
     assert reference.relative_error(actual_BTV, expected_BTV.detach()) < 1e-5
-    errors = jax.tree.map(reference.relative_error, actual, expected)
+    largest = max(np.abs(gradient).max() for gradient in jax.tree.leaves(expected))
+
+    def error(ours: jax.Array, gradient: jax.Array) -> float:
+        # Of one position, queries and keys have no gradient: both sides hold roundings of 0.
+        if np.abs(gradient).max() < 1e-6 * largest:
+            return float(np.abs(ours).max() / largest)
+        return reference.relative_error(ours, gradient)
+
+    errors = jax.tree.map(error, actual, expected)
     assert max(jax.tree.leaves(errors)) < 1e-4, errors
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -294,6 +295,8 @@ def _write_weights(folder: Path, params: Params, max_shard_bytes: int) -> None:
         file = file if len(shards) > 1 else "model.safetensors"
         tensors = {source.name: _as_stored(leaves[path], path, source) for path, source in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors lets nobody but the owner read what it writes.
+        shutil.copymode(folder / "spiece.model", folder / file)
         weight_map.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
         total = sum(4 * leaf.size for leaf in leaves.values())

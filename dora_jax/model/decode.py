@@ -217,14 +217,14 @@ def forced(
     """
     inputs_BT = jnp.pad(targets_BT[:, :-1], ((0, 0), (1, 0)), constant_values=PAD_ID)
     batch = plain_batch(encoder_tokens_BS, inputs_BT)
-    states_BTE = T5(config).apply({"params": params}, batch, method="states")
+    states_BTE = cast(jax.Array, T5(config).apply({"params": params}, batch, method="states"))
 
     def one(position: tuple[jax.Array, jax.Array]) -> Any:
         state_BE, target_B = position
         logits_B1V = T5(config).apply({"params": params}, state_BE[:, None], method="logits")
         return record(cast(jax.Array, logits_B1V)[:, 0], target_B)
 
-    by_position = jax.lax.map(one, (jnp.swapaxes(states_BTE, 0, 1), targets_BT.T))  # pyright: ignore[reportArgumentType]
+    by_position = jax.lax.map(one, (jnp.swapaxes(states_BTE, 0, 1), targets_BT.T))
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), by_position)
 
 

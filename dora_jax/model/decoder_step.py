@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
@@ -94,10 +94,11 @@ def make_step_fn(
         encoder's keys and values are kept once for all beams of a source.
     """
     batch = encoder_tokens_BS.shape[0]
-    params, decoder = params if isinstance(params, Prepared) else prepare(config, params)
+    prepared = params if isinstance(params, Prepared) else prepare(config, params)
+    params, decoder = prepared.params, prepared.decoder
     memory = _memory(config, params, encoder_tokens_BS)
     bias_HX = _bias_by_distance(config, params, max_length)
-    embedding_VE = params["token_embedder"]["embedding"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    embedding_VE = params["token_embedder"]["embedding"]
     empty_BHND = jnp.zeros(
         (batch * beams, config.num_heads, max_length, config.head_dim), config.dtype
     )
@@ -114,7 +115,7 @@ def make_step_fn(
             x_EB = x_EB + _cross_attention(config, layer, x_EB, layer_memory, beams)
             x_EB = x_EB + _mlp(config, layer, x_EB)
             past.append(layer_past)
-        x_EB = _norm(config, x_EB, params["decoder"]["decoder_norm"]["scale"])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        x_EB = _norm(config, x_EB, params["decoder"]["decoder_norm"]["scale"])
         if config.logits_via_embedding:
             x_EB = x_EB * config.emb_dim**-0.5
         logits_VB = _product(decoder.head_VE, x_EB)
@@ -126,7 +127,7 @@ def make_step_fn(
 def _split_by_heads(cache_BHND: jax.Array) -> jax.Array:
     """Rows and heads over the devices, as attention is, where the caller has set up a mesh."""
     axes = (shapes.BATCH, shapes.HEADS, shapes.LENGTH, shapes.KV)
-    return nn.with_logical_constraint(cache_BHND, axes)  # pyright: ignore[reportPrivateImportUsage]
+    return with_logical_constraint(cache_BHND, axes)
 
 
 def prepare(config: T5Config, params: Params) -> Prepared:

@@ -62,9 +62,15 @@ def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: Sampling) -> jax.
 
 
 def _invert(probabilities_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The index at which the sum first exceeds that share of the total."""
+    """The first index of some probability at which the sum exceeds that share of the total."""
     sums_BV = jnp.cumsum(probabilities_BV, axis=-1)
-    return jnp.sum(sums_BV <= uniform_B[:, None] * sums_BV[:, -1:], axis=-1).astype(jnp.int32)
+    # Parallel sums differ by roundings, so that the sum may rise where the probability is 0.
+    sums_BV = jnp.where(probabilities_BV > 0.0, sums_BV, 0.0)
+    total_B1 = jnp.max(sums_BV, axis=-1, keepdims=True)
+    exceeds_BV = sums_BV > uniform_B[:, None] * total_B1
+    # The lowest of their ids: XLA's CPU backend vectorises a minimum and no argmax.
+    vocab = probabilities_BV.shape[-1]
+    return jnp.min(jnp.where(exceeds_BV, jnp.arange(vocab)[None], vocab), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 7))
