@@ -11,6 +11,7 @@ from collections.abc import Sequence
 VERBS = {
     "run": "carry out a gin file: prepare, teach, label, distill, evaluate, with a receipt",
     "data": "show a task's data before money is spent on them",
+    "probe": "measure how many entries of the teacher's distribution soft labels need",
     "predict": "predict a file of texts with a checkpoint",
     "convert": "convert a checkpoint between Hugging Face, T5X and our own format",
     "export": "export a model of a run, with a model card",
