@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from dora_jax.config import SoftLossConfig, T5Config, TrainConfig
 from dora_jax.data.packing import Example, fill, place
@@ -167,19 +166,6 @@ def test_blocks_take_a_fraction_of_the_memory() -> None:
     assert blocked < 0.5 * whole_array  # of a sixteenth each
 
 
-def array_sizes(jaxpr: Jaxpr) -> Iterator[int]:
-    """Elements of every intermediate result, those of loops and calls inside too."""
-    for equation in jaxpr.eqns:
-        yield from (variable.aval.size for variable in equation.outvars)  # pyright: ignore[reportAttributeAccessIssue]
-        for value in jax.tree.leaves(
-            equation.params, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
-        ):
-            if isinstance(value, ClosedJaxpr):
-                yield from array_sizes(value.jaxpr)
-            elif isinstance(value, Jaxpr):
-                yield from array_sizes(value)
-
-
 # --- The network, with packed rows of soft and human labels.
 
 NETWORK = T5Config(
@@ -199,6 +185,9 @@ ONE_DEVICE = make_mesh(devices=jax.devices()[:1])
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
+ROWS = 8
+
+
 def packed_batch() -> Seq2SeqBatch:
     """20 examples of several lengths in 8 rows, every fifth with a human's label."""
     rng = np.random.default_rng(0)
@@ -213,7 +202,7 @@ def packed_batch() -> Seq2SeqBatch:
         soft = SoftRow(tokens_T, ids_TK, kept_TK, logz_TZ, teacher_TV.max(axis=-1))
         examples.append(Example(tokens_T, tokens_T, soft if i % 5 else None))
     lengths_N = np.array([len(example.target) for example in examples])
-    return fill(examples, place(lengths_N, lengths_N, 16, 16), 8, 16, 16)
+    return fill(examples, place(lengths_N, lengths_N, 16, 16), ROWS, 16, 16)
 
 
 def loss_and_gradient(network: T5Config, block: int, mesh: Any) -> Any:
@@ -246,6 +235,28 @@ def test_the_networks_loss_in_blocks_on_one_device_and_on_eight(tied: bool) -> N
     assert largest_error(blocked, whole) < 1e-5
     sharded = loss_and_gradient(network, 128, make_mesh(fsdp=2, tensor=4))
     assert largest_error(sharded, whole) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_network_in_blocks_has_no_array_over_tokens_and_vocabulary(tied: bool) -> None:
+    """Neither forward nor backward, by the shapes in the compiled program."""
+    network = dataclasses.replace(NETWORK, vocab_size=LARGE_V, logits_via_embedding=tied)
+    params, batch = step.abstract_params(network, ONE_DEVICE), packed_batch()
+    tokens = batch.targets_BT.size
+
+    def largest(block: int) -> int:
+        """Elements of the largest array with a row for each token."""
+        config = dataclasses.replace(CONFIG, vocabulary_block=block)
+        loss_fn = jax.value_and_grad(step.make_loss_fn(network, config), has_aux=True)
+        lowered = jax.jit(loss_fn, compiler_options=COMPILER_OPTIONS).lower(
+            params, batch, jax.random.key(0)
+        )
+        rows = rf"(?:{ROWS},{tokens // ROWS}|{tokens})"
+        shapes = re.findall(rf"f32\[{rows},([0-9]+)\]", lowered.compile().as_text())
+        return tokens * max(map(int, shapes))
+
+    assert largest(0) == tokens * LARGE_V
+    assert largest(1024) == tokens * 1024
 
 
 def test_half_precision_in_blocks() -> None:
