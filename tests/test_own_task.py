@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import compiling_cheaply, read_rows
+from tiny_run import compiling_cheaply, on_one_device, read_rows, tiny_networks
 
 from dora_jax.config import DataConfig, OwnTaskConfig, RunConfig
 from dora_jax.launch import data, run
@@ -266,8 +266,6 @@ def test_the_page_shows_the_lines_of_the_run_file() -> None:
     assert [line for line in written if line in lines] == lines
 
 
-TINY = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
-LAYERS = {"num_encoder_layers": 1, "num_decoder_layers": 1}
 COUNTS = {
     "VOCAB_SIZE": 768,
     "TEACHER_PRETRAIN_STEPS": 2,
@@ -282,9 +280,7 @@ COUNTS = {
 }
 SHORT = [
     "--scale=rehearsal",
-    "--gin.TEACHER=@tiny/T5Config()",
-    "--gin.STUDENT=@tiny/T5Config()",
-    *(f"--gin.tiny/T5Config.{field}={value}" for field, value in (TINY | LAYERS).items()),
+    *tiny_networks(),
     *(f"--gin.{name}={value}" for name, value in COUNTS.items()),
 ]
 
@@ -301,6 +297,7 @@ def test_every_command_of_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As written, in the page's order, but for a short training."""
+    on_one_device(monkeypatch)
     shutil.copytree(ROOT / "gin", tmp_path / "gin")
     commands = re.findall(r"^    ((?:cp|python) .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 4

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
@@ -82,6 +83,23 @@ def compiling_cheaply(folder: Path) -> Iterator[None]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs for the eight of the tests take several times as long to compile."""
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+
+
+def tiny_networks() -> list[str]:
+    """Flags that give a run file's teacher and student one narrow layer each."""
+    fields = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
+    fields |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    return [
+        "--gin.TEACHER=@tiny/T5Config()",
+        "--gin.STUDENT=@tiny/T5Config()",
+        *(f"--gin.tiny/T5Config.{field}={value}" for field, value in fields.items()),
+    ]
 
 
 def tiny_config(directory: Path, **changes: Any) -> RunConfig:
