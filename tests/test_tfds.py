@@ -83,11 +83,10 @@ def test_the_dataset_has_the_rows_of_load_splits_in_their_order(
 
 
 def test_slices_are_nested(published: Path, tfds_dir: Path) -> None:
-    builder = building.build(get_task("nq"), config("nq", published), tfds_dir)
+    builder: Any = building.build(get_task("nq"), config("nq", published), tfds_dir)
 
     def sources(split: str) -> list[bytes]:
-        rows: Any = builder.as_dataset(split=split)
-        return [row["source"] for row in rows.as_numpy_iterator()]
+        return [row["source"] for row in builder.as_dataset(split=split).as_numpy_iterator()]
 
     everything = sources("train")
     assert sources("train[:25]") == everything[:25]
