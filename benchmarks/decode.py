@@ -97,7 +97,7 @@ class Machine(NamedTuple):
 
     def torch_model(self, dropout: float) -> transformers.T5ForConditionalGeneration:
         model = torch_t5_small(dropout)
-        model.to(device=self.torch_device, dtype=getattr(torch, self.dtype))
+        torch.nn.Module.to(model, device=self.torch_device, dtype=getattr(torch, self.dtype))
         return model
 
     def network(self) -> T5Config:

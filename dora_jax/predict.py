@@ -167,7 +167,7 @@ def label(
       `target_length` has no EOS.
     """
     rows: dict[int, SoftRow] = {}
-    prepared = None if forced else prepare(network, params)
+    params = params if forced else prepare(network, params)
     for batch, tokens_BS in _batches(examples, config.batch_size, source_length, mesh, indices):
         with _split_over(mesh):
             targets_BT = (
@@ -175,7 +175,7 @@ def label(
             )
             ids_B = batch.indices_B.astype(np.int32)
             tokens_BT, soft = _label_batch(
-                network, params, prepared, tokens_BS, targets_BT, target_length, config, seed, ids_B
+                network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B
             )
         tokens_BT, soft = jax.device_get((tokens_BT, soft))
         for row, index in enumerate(batch.indices_B.tolist()):
@@ -194,8 +194,7 @@ def label(
 
 def _label_batch(
     network: T5Config,
-    params: Params,
-    prepared: Prepared | None,
+    params: Params | Prepared,
     tokens_BS: jax.Array,
     targets_BT: jax.Array | None,
     length: int,
@@ -203,17 +202,24 @@ def _label_batch(
     seed: int,
     ids_B: np.ndarray,
 ) -> tuple[jax.Array, SoftLabels]:
-    entries = (config.top_k, config.temperatures)
+    """Tokens and their labels; without targets the teacher decodes, greedily."""
+    if targets_BT is None and not config.drawn_at:
+        return greedy_label(
+            network,
+            params,
+            tokens_BS,
+            length,
+            config.top_k,
+            config.temperatures,
+            config.no_repeat_ngram_size,
+        )
     if targets_BT is None:
-        assert prepared is not None
-        decoder = (network, prepared, tokens_BS, length)
         ngram = config.no_repeat_ngram_size
-        if not config.drawn_at:
-            return greedy_label(*decoder, *entries, ngram)
-        targets_BT = greedy_decode(*decoder, no_repeat_ngram_size=ngram)
-    given = (network, params, tokens_BS, targets_BT)
+        targets_BT = greedy_decode(network, params, tokens_BS, length, no_repeat_ngram_size=ngram)
+    raw = params.params if isinstance(params, Prepared) else params
+    given = (network, raw, tokens_BS, targets_BT)
     if not config.drawn_at:
-        return targets_BT, forced_label(*given, *entries)
+        return targets_BT, forced_label(*given, config.top_k, config.temperatures)
     draw = (config.top_k, config.drawn_at, config.temperatures)
     return targets_BT, drawn_label(*given, np.uint32(seed), ids_B, *draw)
 

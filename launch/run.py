@@ -175,7 +175,7 @@ def _preparing(
         from dora_jax.checkpoints import hub
 
         if data.vocabulary.startswith("hf:"):
-            file = hub.resolve(data.vocabulary) / "spiece.model"
+            file = hub.resolve(data.vocabulary, weights=False) / "spiece.model"
             data = dataclasses.replace(data, vocabulary=str(file))
         try:
             from dora_jax.tasks import prepare as preparation

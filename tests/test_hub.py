@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants  # not loaded with the package
+import huggingface_hub.errors
 import pytest
 
 from dora_jax.checkpoints import hub
@@ -51,6 +53,12 @@ def test_only_the_needed_files_are_downloaded(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hub.resolve("hf:google/t5-v1_1-small", weights=False) == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "spiece.model",
+        "tokenizer_config.json",
+    ]
     assert hub.resolve("hf:google/t5-v1_1-small") == tmp_path
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["config.json", weights, "spiece.model", "tokenizer_config.json"]

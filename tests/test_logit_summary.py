@@ -252,7 +252,7 @@ def test_the_network_in_blocks_has_no_array_over_tokens_and_vocabulary(tied: boo
             params, batch, jax.random.key(0)
         )
         rows = rf"(?:{ROWS},{tokens // ROWS}|{tokens})"
-        shapes = re.findall(rf"f32\[{rows},([0-9]+)\]", lowered.compile().as_text())
+        shapes = re.findall(rf"f32\[{rows},([0-9]+)\]", str(lowered.compile().as_text()))
         return tokens * max(map(int, shapes))
 
     assert largest(0) == tokens * LARGE_V

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_run import (
     EVALUATED,
+    NETWORK,
     ROWS,
     TRAIN,
     TRAINED,
@@ -26,8 +27,10 @@ from tiny_run import (
 )
 
 from dora_jax import strategies
+from dora_jax.config import ModelSource
 from dora_jax.cost.ledger import Ledger, LedgerRow
-from dora_jax.data.token_store import TokenStore
+from dora_jax.data.token_store import VOCABULARY, TokenStore
+from dora_jax.data.vocab import train_sentencepiece
 from dora_jax.stages.prepare import prepare
 from dora_jax.strategies import Result
 
@@ -225,6 +228,25 @@ def test_a_crash_between_the_token_store_and_its_manifest(tmp_path: Path) -> Non
     with open_run(tiny_config(tmp_path), must_not_prepare) as context:
         store = prepare(context)
     assert manifest_of(tmp_path, "prepare")["outputs"]["fingerprint"] == store.fingerprint
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_a_checkpoint_of_another_vocabulary_is_refused_at_the_start(
+    finished: Finished, tmp_path: Path, side: str
+) -> None:
+    """Its embeddings would be as many, and every id would mean something else."""
+    other = tmp_path / "other"
+    shutil.copytree(finished.directory, other)
+    source = ModelSource(NETWORK, f"native:{other / 'teach'}")
+    with open_run(tiny_config(tmp_path / "same", **{side: source})) as context:
+        prepare(context)
+    file = other / "prepare" / "tokens" / VOCABULARY
+    train_sentencepiece(["quite other words", "and letters: xyzzy"], file, 280)
+    with (
+        open_run(tiny_config(tmp_path / "now", **{side: source})) as context,
+        pytest.raises(ValueError, match=r"other/teach was trained with .* Set VOCABULARY"),
+    ):
+        prepare(context)
 
 
 def test_a_damaged_shard_of_soft_labels_alone_is_made_again(

@@ -13,11 +13,11 @@ _FILES = (
 _HUB_TIMEOUT_S = 5.0
 
 
-def resolve(spec: str) -> Path:
+def resolve(spec: str, weights: bool = True) -> Path:
     """The local folder of "hf:FOLDER" or "hf:org/name"; the latter is downloaded once.
 
-    Only the settings, the vocabulary and one format of the weights are fetched. Where a
-    folder of that name exists, it is taken and not the hub's.
+    Only the settings, the vocabulary and one format of the weights are fetched; the last not
+    without `weights`. Where a folder of that name exists, it is taken and not the hub's.
 
     Raises:
       ValueError: no such folder, no such repository, or the hub cannot be reached and has
@@ -28,14 +28,14 @@ def resolve(spec: str) -> Path:
     if folder.is_dir():
         return folder
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return _download(name)
+        return _download(name, weights)
     raise ValueError(
         f"{spec}: there is no folder {folder}. Expected a folder with {_FILES}; or a name of "
         "the hub, like hf:google/t5-v1_1-small."
     )
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, weights: bool) -> Path:
     # Imported here because it takes a quarter of a second that local folders need not pay.
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -49,14 +49,10 @@ def _download(repo: str) -> Path:
 
     try:
         # tokenizer_config.json tells how many sentinels there are: mT5 has none.
-        folder = fetch(
-            "config.json",
-            "spiece.model",
-            "tokenizer_config.json",
-            "model*.safetensors",
-            "model.safetensors.index.json",
-        )
-        if not any(folder.glob("model*.safetensors")):
+        folder = fetch("config.json", "spiece.model", "tokenizer_config.json")
+        if weights:
+            fetch("model*.safetensors", "model.safetensors.index.json")
+        if weights and not any(folder.glob("model*.safetensors")):
             fetch("pytorch_model*.bin", "pytorch_model.bin.index.json")
     except HfHubHTTPError as error:
         raise ValueError(

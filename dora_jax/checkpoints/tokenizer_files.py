@@ -37,7 +37,11 @@ def chosen(named: str | None, own: Path | None, extra_ids: int) -> Vocabulary | 
     theirs = None if own is None else Vocabulary.load(own, extra_ids)
     if not named:
         return theirs
-    file = hub.resolve(named) / "spiece.model" if named.startswith("hf:") else Path(named)
+    file = (
+        hub.resolve(named, weights=False) / "spiece.model"
+        if named.startswith("hf:")
+        else Path(named)
+    )
     vocabulary = Vocabulary.load(file, extra_ids)
     if theirs is not None and vocabulary.fingerprint != theirs.fingerprint:
         raise ValueError(

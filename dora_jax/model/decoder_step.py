@@ -95,10 +95,10 @@ def make_step_fn(
     """
     batch = encoder_tokens_BS.shape[0]
     prepared = params if isinstance(params, Prepared) else prepare(config, params)
-    params, decoder = prepared.params, prepared.decoder
-    memory = _memory(config, params, encoder_tokens_BS)
-    bias_HX = _bias_by_distance(config, params, max_length)
-    embedding_VE = params["token_embedder"]["embedding"]
+    weights, decoder = prepared.params, prepared.decoder
+    memory = _memory(config, weights, encoder_tokens_BS)
+    bias_HX = _bias_by_distance(config, weights, max_length)
+    embedding_VE = weights["token_embedder"]["embedding"]
     empty_BHND = jnp.zeros(
         (batch * beams, config.num_heads, max_length, config.head_dim), config.dtype
     )
@@ -115,7 +115,7 @@ def make_step_fn(
             x_EB = x_EB + _cross_attention(config, layer, x_EB, layer_memory, beams)
             x_EB = x_EB + _mlp(config, layer, x_EB)
             past.append(layer_past)
-        x_EB = _norm(config, x_EB, params["decoder"]["decoder_norm"]["scale"])
+        x_EB = _norm(config, x_EB, weights["decoder"]["decoder_norm"]["scale"])
         if config.logits_via_embedding:
             x_EB = x_EB * config.emb_dim**-0.5
         logits_VB = _product(decoder.head_VE, x_EB)

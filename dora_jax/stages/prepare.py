@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dora_jax.config import DataConfig, RunConfig, to_dict
 from dora_jax.data.token_store import TokenStore
-from dora_jax.stages import manifest
+from dora_jax.data.vocab import Vocabulary
+from dora_jax.stages import manifest, weights
 from dora_jax.stages.context import RunContext
 
 STAGE = "prepare"
@@ -17,7 +18,8 @@ def prepare(context: RunContext) -> TokenStore:
 
     Raises:
       ValueError: the named store is of another task, or holds other rows than asked for; there
-        is no unlabelled text to distil on; a network is too small for the vocabulary.
+        is no unlabelled text to distil on; a network is too small for the vocabulary, or its
+        checkpoint has another.
     """
     data = context.config.data
     if data.token_store:
@@ -69,11 +71,24 @@ def _require_rows_asked_for(store: TokenStore, data: DataConfig) -> None:
 
 def _require_what_the_run_needs(store: TokenStore, config: RunConfig) -> None:
     """Tells at the start what would stop the run after it has been paid for in part."""
-    store.vocabulary.check_size(config.student.network.vocab_size)
-    if "distill" in config.strategies:
-        store.vocabulary.check_size(config.teacher.network.vocab_size)
-        if len(store.examples("unlabeled")) == 0:
-            raise ValueError(
-                "There is no unlabelled text to distil on. Lower NUM_LABELS, so that the sources "
-                "of the other rows become unlabelled text, or bring more text."
-            )
+    sources = [config.student] + [config.teacher] * ("distill" in config.strategies)
+    for source in sources:
+        store.vocabulary.check_size(source.network.vocab_size)
+        if source.weights:
+            _require_its_vocabulary(store.vocabulary, source.weights)
+    if "distill" in config.strategies and len(store.examples("unlabeled")) == 0:
+        raise ValueError(
+            "There is no unlabelled text to distil on. Lower NUM_LABELS, so that the sources of "
+            "the other rows become unlabelled text, or bring more text."
+        )
+
+
+def _require_its_vocabulary(used: Vocabulary, checkpoint: str) -> None:
+    file = weights.find(checkpoint).vocabulary
+    # How many sentinels follow the pieces is of no concern: only pretraining speaks them.
+    if file and Vocabulary.load(file, used.extra_ids).fingerprint != used.fingerprint:
+        raise ValueError(
+            f"{checkpoint} was trained with the vocabulary {file}, but the data are in that of "
+            f"{used.path}: every id would mean something else to it. Set VOCABULARY to {file}, and "
+            "prepare the data anew."
+        )

@@ -65,7 +65,7 @@ def from_checkpoint(context: RunContext, source: ModelSource) -> Start:
 def find(name: str) -> Checkpoint:
     """The checkpoint of a name such as "hf:google/t5-v1_1-small" or "native:runs/mine/distill".
 
-    No weight is read yet, but one of the hub is downloaded.
+    No weight is read or downloaded yet.
 
     Raises:
       ValueError: the name is of no kind we know, or there is no such checkpoint.
@@ -77,12 +77,12 @@ def find(name: str) -> Checkpoint:
 
 
 def _find_hf(place: str) -> Checkpoint:
-    folder = hub.resolve(f"hf:{place}")
+    folder = hub.resolve(f"hf:{place}", weights=False)
     file, settings = folder / "spiece.model", folder / "tokenizer_config.json"
     extra_ids = read_json(settings).get("extra_ids", 100) if settings.is_file() else 100
     return Checkpoint(
         str(folder),
-        lambda mesh, expected: huggingface.load(folder, mesh, expected),
+        lambda mesh, expected: huggingface.load(f"hf:{place}", mesh, expected),
         file if file.is_file() else None,
         extra_ids,
     )
