@@ -213,15 +213,18 @@ def _label_batch(
             config.temperatures,
             config.no_repeat_ngram_size,
         )
-    if targets_BT is None:
-        ngram = config.no_repeat_ngram_size
-        targets_BT = greedy_decode(network, params, tokens_BS, length, no_repeat_ngram_size=ngram)
+    ngram = config.no_repeat_ngram_size
+    labelled_BT: jax.Array = (
+        greedy_decode(network, params, tokens_BS, length, no_repeat_ngram_size=ngram)
+        if targets_BT is None
+        else targets_BT
+    )
     raw = params.params if isinstance(params, Prepared) else params
-    given = (network, raw, tokens_BS, targets_BT)
+    given = (network, raw, tokens_BS, labelled_BT)
     if not config.drawn_at:
-        return targets_BT, forced_label(*given, config.top_k, config.temperatures)
+        return labelled_BT, forced_label(*given, config.top_k, config.temperatures)
     draw = (config.top_k, config.drawn_at, config.temperatures)
-    return targets_BT, drawn_label(*given, np.uint32(seed), ids_B, *draw)
+    return labelled_BT, drawn_label(*given, np.uint32(seed), ids_B, *draw)
 
 
 def score(
