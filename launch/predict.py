@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # JAX takes seconds to import; wrong flags and bad rows are t
     from dora_jax.data.vocab import Vocabulary
     from dora_jax.predict import Decoding
     from dora_jax.shapes import Examples
-    from dora_jax.stages.weights import Checkpoint
+    from dora_jax.stages.weights import Checkpoint, DecodingDefaults
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 CHUNK_BATCHES = 16  # decoded between two writes: what a kill can lose, and what is sorted by length
@@ -87,17 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--vocabulary", metavar="FILE", help="SentencePiece file (default: the checkpoint's)")
     add("--extra_ids", type=int, help="sentinels after its pieces (default: the checkpoint's)")
     add(
-        "--source_length",
-        type=int,
-        default=512,
-        help="tokens; longer sources are cut (%(default)s)",
+        "--source_length", type=int, help="tokens; longer sources are cut (the run's, 512)"
     )
-    add(
-        "--target_length",
-        type=int,
-        default=128,
-        help="tokens; no prediction is longer (%(default)s)",
-    )
+    add("--target_length", type=int, help="tokens; no prediction is longer (the run's, 128)")
     add("--batch_size", type=int, default=64, help="rows decoded together (default: %(default)s)")
     add(
         "--num_beams", type=int, default=1, help="beam search with so many; 1: greedy (the default)"
@@ -122,8 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--no_repeat_ngram_size",
         type=int,
-        default=0,
-        help="greedy: no n tokens come twice; 0: they may",
+        help="greedy: no n tokens come twice; 0: they may (default: as the run decoded, 0)",
     )
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16, but float32 on a CPU")
     add("--fsdp", type=int, default=1, help="devices that share the parameters; -1: all")
@@ -145,8 +136,9 @@ def _predict(arguments: list[str]) -> int:
         if not getattr(flags, name):
             raise ValueError(f"Name --{name}=…; see --help.")
     for name in ("source_length", "target_length", "batch_size", "num_beams"):
-        if getattr(flags, name) < 1:
-            raise ValueError(f"--{name}={getattr(flags, name)}; it must be 1 or more.")
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value}; it must be 1 or more.")
     inputs = read_inputs(Path(flags.inputs), flags.on_bad_row == "skip")
     for line in inputs.bad:
         print(f"left out: {line}", file=sys.stderr)
@@ -179,7 +171,7 @@ def _decoding(flags: argparse.Namespace) -> Decoding:
     from dora_jax.model.beam import BeamSearch
     from dora_jax.model.sampling import Sampling
 
-    if flags.sample + (flags.num_beams > 1) + (flags.no_repeat_ngram_size > 0) > 1:
+    if flags.sample + (flags.num_beams > 1) + bool(flags.no_repeat_ngram_size) > 1:
         raise ValueError(
             "--sample, --num_beams and --no_repeat_ngram_size are three ways to decode; choose one."
         )
@@ -188,6 +180,14 @@ def _decoding(flags: argparse.Namespace) -> Decoding:
     if flags.num_beams > 1:
         return BeamSearch(flags.num_beams, flags.length_penalty, flags.early_stopping)
     return None
+
+
+def _take_over(flags: argparse.Namespace, defaults: DecodingDefaults) -> None:
+    """What no flag says is as the run of the checkpoint has it."""
+    greedy = not flags.sample and flags.num_beams == 1
+    for name, value in dataclasses.asdict(defaults).items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value if greedy or name != "no_repeat_ngram_size" else 0)
 
 
 def _carry_out(flags: argparse.Namespace, task: TaskSpec, inputs: InputRows) -> None:
@@ -202,6 +202,7 @@ def _carry_out(flags: argparse.Namespace, task: TaskSpec, inputs: InputRows) -> 
     decoding = _decoding(flags)
     named = flags.checkpoint.partition(":")[0] in CHECKPOINTS
     checkpoint = weights.find(flags.checkpoint if named else f"native:{flags.checkpoint}")
+    _take_over(flags, checkpoint.decoding)
     vocabulary = _vocabulary(flags, checkpoint)
     dtype = flags.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     settings = _settings(flags, task, inputs, checkpoint, vocabulary, decoding, dtype)

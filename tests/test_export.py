@@ -28,7 +28,7 @@ from dora_jax.checkpoints import huggingface, native, t5x
 from dora_jax.config import EvaluateConfig
 from dora_jax.cost.ledger import Ledger
 from dora_jax.data.token_store import TokenStore
-from dora_jax.launch import export
+from dora_jax.launch import export, predict
 from dora_jax.stages import weights
 
 
@@ -223,3 +223,20 @@ def test_wrong_requests(finished: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert (finished / "ledger.jsonl").exists()
+
+
+def test_predicting_with_a_stage_is_what_the_run_did(finished: Path, tmp_path: Path) -> None:
+    """Without a flag: lengths and the rule against repeating are the run's."""
+    scored = finished / "evaluate-annotate" / "predictions.jsonl"
+    out = tmp_path / "out.jsonl"
+    stage = finished / "annotate"
+    flags = [f"--checkpoint={stage}", "--task=wlp", f"--inputs={scored}", "--compilation_cache="]
+    assert predict.main([*flags, f"--outputs={out}"]) == 0
+
+    def predictions(file: Path) -> list[str]:
+        return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
+
+    assert predictions(out) == predictions(scored)
+    repeating = tmp_path / "repeating.jsonl"
+    assert predict.main([*flags, f"--outputs={repeating}", "--no_repeat_ngram_size=0"]) == 0
+    assert predictions(repeating) != predictions(scored)

@@ -32,6 +32,15 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodingDefaults:
+    """How texts are read and predictions made: lengths in tokens."""
+
+    source_length: int = 512
+    target_length: int = 128
+    no_repeat_ngram_size: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was found.
 
@@ -40,12 +49,14 @@ class Checkpoint:
       read: (mesh, expected network or None) → the network and its parameters.
       vocabulary: the SentencePiece file that comes with it, or None.
       extra_ids: how many sentinels follow its pieces.
+      decoding: as the run decodes that has trained it; for other checkpoints T5's usual.
     """
 
     where: str
     read: Callable[[Mesh | None, T5Config | None], tuple[T5Config, Params]]
     vocabulary: Path | None = None
     extra_ids: int = 100
+    decoding: DecodingDefaults = DecodingDefaults()
 
 
 def from_checkpoint(context: RunContext, source: ModelSource) -> Start:
@@ -147,4 +158,9 @@ def trained(run: Path, stage: str) -> Checkpoint:
         read,
         file if file.is_file() else None,
         config["data"]["extra_ids"],
+        DecodingDefaults(
+            config["data"]["source_length"],
+            config["data"]["target_length"],
+            config["evaluate"].get("no_repeat_ngram_size", 0),
+        ),
     )
