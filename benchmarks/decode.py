@@ -46,6 +46,7 @@ from dora_jax.data.loader import (
     evaluation_batches,
 )
 from dora_jax.data.packing import Placement, fill
+from dora_jax.launch.command_line import keep_freed_memory
 from dora_jax.model.decode import greedy_decode
 from dora_jax.model.decoder_step import prepare
 from dora_jax.parallel.mesh import make_mesh
@@ -54,7 +55,7 @@ from dora_jax.train.step import init_params, make_loss_fn
 
 NEW_TOKENS = 64
 BATCHES = (8, 16, 32, 64, 128)
-PROBED = 256  # sentences by which each side chooses its batch
+PROBED = 128  # sentences by which each side chooses its batch
 WIDTH = 16  # our unpacked rows are padded to a multiple of it, which saves compilations
 
 
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--json", default="", help="file for the figures")
     args = parser.parse_args()
 
+    keep_freed_memory()  # as a run does; it serves both sides
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.set_verbosity_error()
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
