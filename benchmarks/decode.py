@@ -150,8 +150,10 @@ def their_decoding(machine: Machine, model: Any, batches: Sequence[EvaluationBat
     return decode
 
 
-def decoding(machine: Machine, examples: Examples, params: Any, repeats: int) -> list[dict]:
-    """At batch 32, and each side at the batch that suits it best."""
+def decoding(
+    machine: Machine, examples: Examples, params: Any, repeats: int, sizes: Sequence[int]
+) -> list[dict]:
+    """At batch 32, and each side at the one of these batches that suits it best."""
     length = int(np.diff(examples.source_offsets).max())
     probe = range(0, len(examples), max(1, len(examples) // PROBED))
     model = machine.torch_model(0.0).eval()
@@ -160,20 +162,24 @@ def decoding(machine: Machine, examples: Examples, params: Any, repeats: int) ->
         batches = list(evaluation_batches(examples, size, length, indices))
         return our_decoding(machine, params, batches), their_decoding(machine, model, batches)
 
-    best = []
-    for which, name in enumerate(("dora_jax", "transformers")):
+    def fastest(name: str, which: int) -> int:
+        """The best batch of one side."""
         seconds = {}
-        for size in BATCHES:
+        for size in sizes:
             side = sides(size, probe)[which]
             side(0)
             began = time.perf_counter()
             side(0)
             seconds[size] = time.perf_counter() - began
-        best.append(min(seconds, key=lambda size: seconds[size]))
         rates = {size: f"{len(probe) * NEW_TOKENS / s:,.0f}" for size, s in seconds.items()}
         print(f"{name}, {len(probe)} sentences, tokens/s by batch: {rates}", flush=True)
+        return min(seconds, key=lambda size: seconds[size])
+
+    best = (32, 32)
+    if len(sizes) > 1:
+        best = fastest("dora_jax", 0), fastest("transformers", 1)
     results = []
-    for ours, theirs in dict.fromkeys([(32, 32), tuple(best)]):
+    for ours, theirs in dict.fromkeys([(32, 32), best]):
         compared = {
             f"dora_jax, batch {ours}": sides(ours, None)[0],
             f"transformers, batch {theirs}": sides(theirs, None)[1],
@@ -251,6 +257,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed turns of each side")
     parser.add_argument("--updates", type=int, default=8, help="batches of a turn of gradients")
     parser.add_argument("--pieces", type=int, default=4000, help="pieces of the vocabulary")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=BATCHES,
+        help="from which each side chooses its best beside 32; one: only 32 is compared",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both sides")
     parser.add_argument("--only", choices=("decoding", "gradients"), help="one half")
     parser.add_argument("--json", default="", help="file for the figures")
@@ -267,7 +280,9 @@ def main() -> None:
     print(f"WLP from {origin}; {jax.devices()[0].device_kind}, {dtype}", flush=True)
     results = []
     if args.only != "gradients":
-        results += decoding(machine, first(test, args.sentences), params, args.repeats)
+        results += decoding(
+            machine, first(test, args.sentences), params, args.repeats, sorted(args.batches)
+        )
     if args.only != "decoding":
         train, _ = wlp_examples(args.pieces)
         results.append(gradients(machine, train, params, args.updates, args.repeats))
