@@ -19,7 +19,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 update(x).block_until_ready()
 before = faults()
-for _ in range(4):
+for _ in range(24):
     update(x + 1).block_until_ready()
 print(faults() - before)
 """
@@ -27,10 +27,14 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_kept():
-    """Four updates touch 64 MB each: the kernel clears 65,536 pages, or none."""
+    """24 updates touch 64 MB each, which is 393,216 pages for the kernel to clear.
+
+    Kept memory is cleared when the heap grows, which something small that lies in the way of the
+    next 64 MB may cause a few times.
+    """
 
     def faults(how: str) -> int:
         command = [sys.executable, "-c", _COUNT_PAGE_FAULTS, how]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert faults("kept") < 5_000 < faults("given back")
+    assert faults("kept") < 150_000 < 350_000 < faults("given back")
