@@ -86,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--on_bad_row", default="error", choices=("error", "skip"), help="default: %(default)s")
     add("--vocabulary", metavar="FILE", help="SentencePiece file (default: the checkpoint's)")
     add("--extra_ids", type=int, help="sentinels after its pieces (default: the checkpoint's)")
-    add(
-        "--source_length", type=int, help="tokens; longer sources are cut (the run's, 512)"
-    )
+    add("--source_length", type=int, help="tokens; longer sources are cut (the run's, 512)")
     add("--target_length", type=int, help="tokens; no prediction is longer (the run's, 128)")
     add("--batch_size", type=int, default=64, help="rows decoded together (default: %(default)s)")
     add(
