@@ -1,4 +1,4 @@
-"""What the six builders share: their splits, the order of their rows, and when they are built.
+"""What the six builders share: all but their names, and when they are built.
 
 `train` holds the rows that may be labelled, in the order in which they get labels, so that
 `train[:1000]` are the first 1,000 labels and `train[1000:]` the rows beyond; `validation` is
@@ -24,7 +24,6 @@ from dora_jax.tasks.sources import (
 )
 from dora_jax.tasks.task import TaskSpec, get_task
 
-VERSION = tfds.core.Version("1.0.0")
 SEEDS = range(10)
 
 
@@ -50,44 +49,50 @@ def instructions(name: str) -> str:
     return f"manual_dir is the folder above {get_task(name).folder}/. {HOW_TO_SET_THE_FOLDER}"
 
 
-def info(builder: tfds.core.DatasetBuilder, name: str) -> tfds.core.DatasetInfo:
-    """Text in, text out, in the order in which rows are written."""
-    features = {"source": tfds.features.Text(), "target": tfds.features.Text()}
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        description=f"The task {name!r} of Kang, Xu and Ritter, ACL 2023, from the authors' files.",
-        features=tfds.features.FeaturesDict(features),
-        supervised_keys=("source", "target"),
-        homepage="https://github.com/jm-kang/Distill-or-Annotate",
-        metadata=tfds.core.MetadataDict(),
-        disable_shuffling=True,
-    )
+class AuthorsFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Text in, text out, in the order in which rows are written. Each task's builder names it."""
 
+    TASK: str
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = ORDERS
+    url_infos = None  # nothing is downloaded
 
-def splits(
-    builder: tfds.core.DatasetBuilder, name: str, manual_dir: os.PathLike[str]
-) -> dict[str, list[Row]]:
-    """The rows of each split; notes in the dataset's metadata from which bytes they come.
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"source": tfds.features.Text(), "target": tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"The task {self.TASK!r} of Kang, Xu and Ritter, ACL 2023, from the "
+            "authors' files.",
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("source", "target"),
+            homepage="https://github.com/jm-kang/Distill-or-Annotate",
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
 
-    Raises:
-        ValueError: a folder or file that cannot be read, or bad rows.
-    """
-    pools = read_pools(get_task(name), DataConfig(task=name, data_dir=os.fspath(manual_dir)))
-    order, metadata = builder.builder_config, builder.info.metadata
-    assert order is not None and metadata is not None  # ORDERS and `info` give them
-    metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]
-    seed = next(seed for seed in (-1, *SEEDS) if order_name(seed) == order.name)
-    return {
-        "train": order_of_labels(pools.train, seed),
-        "validation": pools.validation,
-        "test": pools.test,
-    }
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
+        """The rows of each split; notes in the metadata from which bytes they come.
 
+        Raises:
+            ValueError: a folder or file that cannot be read, or bad rows.
+        """
+        folder = os.fspath(dl_manager.manual_dir)
+        pools = read_pools(get_task(self.TASK), DataConfig(task=self.TASK, data_dir=folder))
+        order, metadata = self.builder_config, self.info.metadata
+        assert order is not None and metadata is not None  # ORDERS and `_info` give them
+        metadata[_DATA_FINGERPRINT] = describe_files(pools.files)[_DATA_FINGERPRINT]
+        seed = next(seed for seed in (-1, *SEEDS) if order_name(seed) == order.name)
+        rows = {
+            "train": order_of_labels(pools.train, seed),
+            "validation": pools.validation,
+            "test": pools.test,
+        }
+        return {split: self._generate_examples(members) for split, members in rows.items()}
 
-def examples(rows: list[Row]) -> Iterator[tuple[int, dict[str, str]]]:
-    """What a builder yields: a key, which is the place in the split, and the features."""
-    for number, row in enumerate(rows):
-        yield number, {"source": row.source, "target": row.target}
+    def _generate_examples(self, rows: list[Row]) -> Iterator[tuple[int, dict[str, str]]]:
+        """A key, which is the place in the split, and the features."""
+        for number, row in enumerate(rows):
+            yield number, {"source": row.source, "target": row.target}
 
 
 def build(
