@@ -25,6 +25,7 @@ except ModuleNotFoundError:
 
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import (
+    EXIT_INTERRUPTED,
     default_compilation_cache,
     exit_status,
     parse,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:  # JAX takes seconds to import; wrong flags and bad rows are t
     from dora_jax.shapes import Examples
     from dora_jax.stages.weights import Checkpoint, DecodingDefaults
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 CHUNK_BATCHES = 16  # decoded between two writes: what a kill can lose, and what is sorted by length
 DESCRIPTION = """\
 Predicts a file of texts. --inputs holds JSON lines with a text "source", and --outputs becomes

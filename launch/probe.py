@@ -10,8 +10,6 @@ if __name__ == "__main__":  # Python puts launch/ first, where names like `data`
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
 
 import argparse
-import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -98,7 +96,8 @@ def _probe(arguments: list[str]) -> int:
     set_up_jax(compilation_cache="")
     from tqdm import tqdm
 
-    from dora_jax.stages import probe
+    from dora_jax.config import to_dict
+    from dora_jax.stages import manifest, probe
 
     with tqdm(total=flags.texts, desc="probe", unit="text", disable=None) as bar:
         found = probe.probe_run(
@@ -113,7 +112,7 @@ def _probe(arguments: list[str]) -> int:
         )
     _print(found)
     if flags.json:
-        _write(Path(flags.json), found)
+        manifest.write_json(Path(flags.json), to_dict(found))
     return 0
 
 
@@ -159,15 +158,6 @@ def _proposal(probe: Probe) -> str:
         f"no k here keeps the gradient error of TAIL = {tail!r} within {limit}; the best, "
         f"{best.top_k}, has {best.errors[tail].gradient:.4f}. Try larger ones with --k."
     )
-
-
-def _write(path: Path, probe: Probe) -> None:
-    from dora_jax.config import to_dict
-
-    content = to_dict(probe)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

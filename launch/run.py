@@ -28,6 +28,7 @@ except ModuleNotFoundError:
 
 from dora_jax.launch import gin_config, scale
 from dora_jax.launch.command_line import (
+    EXIT_INTERRUPTED,
     command,
     default_compilation_cache,
     exit_status,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:  # the engine takes seconds to import; bad settings are told b
     from dora_jax.stopping import StopRequest
     from dora_jax.tasks.task import TaskSpec
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 DESCRIPTION = """\
 Carries out the run that a gin file describes: fine-tunes a teacher, lets it label the
 unlabelled text, distills a student; fine-tunes a student on the labels alone; meters all of
