@@ -185,7 +185,7 @@ def moments(directory: Path) -> list[tuple[str, Callable[[], bool]]]:
         return (shards / "shard-00000.json").exists() and not (shards / "shard-00005.json").exists()
 
     return [
-        ("pretrain-student", has("pretrain-student/checkpoints/3")),
+        ("pretrain-student", has("pretrain-student/checkpoints/[36]")),
         ("annotate", has("annotate/checkpoints/*orbax-checkpoint-tmp*")),
         ("teach", has("teach/best/*orbax-checkpoint-tmp*")),
         ("label", labelling),
@@ -230,7 +230,7 @@ def test_signals_save_and_the_printed_command_goes_on(
     for number, stage in ((signal.SIGTERM, "pretrain-student"), (signal.SIGINT, "distill")):
         process = start(command)
         ended_at_last.append(process)
-        pause_at(process, (directory / stage / "checkpoints" / "3").exists)
+        pause_at(process, lambda stage=stage: any(directory.glob(f"{stage}/checkpoints/[36]")))
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         began = time.monotonic()
@@ -275,7 +275,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 ) -> None:
     process = place.start(small_disk.name)
     ended_at_last.append(process)
-    pause_at(process, (small_disk / "teach" / "checkpoints" / "3").exists)
+    # A checkpoint of any update: this one looks seldom while other tests keep the cores busy, and
+    # whatever comes after this phase's first updates needs the disk too.
+    pause_at(process, lambda: any(small_disk.glob("teach/checkpoints/[0-9]*")))
     finished = {
         stage: snapshot(small_disk / stage)
         for stage in ("pretrain-student", "annotate", "evaluate-annotate", "pretrain-teacher")
