@@ -45,6 +45,22 @@ def parse(
     return flags, overrides
 
 
+def require_place(flag: str, path: str) -> None:
+    """Tells before the work that the file of a flag cannot be written after it.
+
+    Raises:
+      ValueError: there is no such folder, or it takes no file.
+    """
+    aside = f"{path}.tmp"
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        open(aside, "ab").close()
+        os.remove(aside)
+    except OSError as error:
+        raise ValueError(f"{flag}={path} cannot be written: {error.strerror}.") from error
+
+
 def gin_help() -> str:
     """Every gin name of a run: run.gin's with default and meaning, then the fields of configs."""
     lines = ["gin names, set with --gin.NAME=value (texts in two pairs of quotes):"]

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # Python puts launch/ first, where this very file shadows modules
-    _OWN_FOLDER = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-try:
-    import dora_jax.launch  # noqa: F401
-except ModuleNotFoundError:
-    sys.exit(
-        f"error: dora_jax is not installed in {sys.executable}. In the repository, `make run` "
-        "installs it into .venv and starts the main example; `pip install -e .` installs it here."
-    )
 
 from dora_jax.config import RunConfig
 from dora_jax.cost.prices import Price, PriceBook, user_price
 from dora_jax.launch import gin_config
-from dora_jax.launch.command_line import exit_status, parse
+from dora_jax.launch.command_line import exit_status, parse, require_place
 from dora_jax.launch.data_tables import print_overview
 from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import SCALES
@@ -34,6 +25,7 @@ from dora_jax.tasks.classes import require_writable
 from dora_jax.tasks.overview import count_words, describe_task
 from dora_jax.tasks.own import task_of
 from dora_jax.tasks.task import get_task
+from dora_jax.whole_files import write_json
 
 if TYPE_CHECKING:  # it imports JAX, which takes a second that only some need to pay
     from dora_jax.data.vocab import Vocabulary
@@ -83,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show(arguments: list[str]) -> int:
     flags, overrides = parse(_parser(), arguments)
+    if flags.json and flags.json != "-":
+        require_place("--json", flags.json)
     config = _config(flags, overrides)
     task = task_of(config.data, config.cost.price_usd_per_label)
     price = _price(config, task.name)
@@ -102,23 +96,13 @@ def _show(arguments: list[str]) -> int:
     facts["length_unit"] = "words" if vocabulary is None else "tokens"
     facts["length_note"] = why_words
     facts["price"]["source"] = price.source
-    text = json.dumps(facts, indent=1, ensure_ascii=False)
     if flags.json == "-":
-        print(text)
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
         return 0
     print_overview(facts)
     if flags.json:
-        _write(Path(flags.json), text + "\n")
+        write_json(flags.json, facts)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise ValueError(f"--json={path} cannot be written: {error.strerror}.") from error
 
 
 def _config(flags: argparse.Namespace, overrides: list[Override]) -> RunConfig:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from dora_jax.whole_files import write_json
+
 _SHOWN = 5  # bad rows that an error quotes
 
 
@@ -125,9 +127,7 @@ class Predictions:
         if content:
             self._refuse_others(settings)
         else:
-            aside = self._settings_path.with_name(f"{self._settings_path.name}.tmp")
-            aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            os.replace(aside, self._settings_path)
+            write_json(self._settings_path, settings)
         self._file.truncate(content.rfind(b"\n") + 1)
         return content.count(b"\n")
 

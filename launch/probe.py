@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # Python puts launch/ first, where names like `data` shadow modules
-    _OWN_FOLDER = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-try:
-    import dora_jax.launch  # noqa: F401
-except ModuleNotFoundError:
-    sys.exit(
-        f"error: dora_jax is not installed in {sys.executable}. In the repository, `make run` "
-        "installs it into .venv and starts the main example; `pip install -e .` installs it here."
-    )
-
-from dora_jax.launch.command_line import exit_status, parse, set_up_jax
+from dora_jax.fingerprints import to_dict
+from dora_jax.launch.command_line import exit_status, parse, require_place, set_up_jax
+from dora_jax.whole_files import write_json
 
 if TYPE_CHECKING:  # JAX takes seconds to import; wrong flags are told before
     from dora_jax.stages.probe import Probe
@@ -93,11 +87,12 @@ def _probe(arguments: list[str]) -> int:
     for name in ("texts", "batch_size", "tolerance"):
         if getattr(flags, name) <= 0:
             raise ValueError(f"--{name} = {getattr(flags, name)}; it must be greater than 0.")
+    if flags.json:
+        require_place("--json", flags.json)
     set_up_jax(compilation_cache="")
     from tqdm import tqdm
 
-    from dora_jax.config import to_dict
-    from dora_jax.stages import manifest, probe
+    from dora_jax.stages import probe
 
     with tqdm(total=flags.texts, desc="probe", unit="text", disable=None) as bar:
         found = probe.probe_run(
@@ -112,7 +107,7 @@ def _probe(arguments: list[str]) -> int:
         )
     _print(found)
     if flags.json:
-        manifest.write_json(Path(flags.json), to_dict(found))
+        write_json(flags.json, to_dict(found))
     return 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # Python puts launch/ first, where names like `data` shadow modules
-    _OWN_FOLDER = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
 import contextlib
@@ -17,14 +17,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
-
-try:
-    import dora_jax.launch  # noqa: F401
-except ModuleNotFoundError:
-    sys.exit(
-        f"error: dora_jax is not installed in {sys.executable}. In the repository, `make run` "
-        "installs it into .venv and starts the main example; `pip install -e .` installs it here."
-    )
 
 from dora_jax.launch import gin_config, scale
 from dora_jax.launch.command_line import (
@@ -41,6 +33,7 @@ from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import SCALES, run_files
 from dora_jax.launch.scale import Choice
 from dora_jax.tasks.own import task_of
+from dora_jax.whole_files import write_whole
 
 if TYPE_CHECKING:  # the engine takes seconds to import; bad settings are told before
     from dora_jax.config import DataConfig, RunConfig
@@ -157,7 +150,9 @@ def _carry_out(config: RunConfig, task: TaskSpec, text: str, same_command: str) 
                 config, task, prepare=_preparing(task), report=report, stop=stop
             )
             with context:
-                _write_once(context.directory / "config.gin", text)
+                record = context.directory / "config.gin"
+                if not record.exists():  # what the first start wrote stays
+                    write_whole(record, text)
                 results = strategies.run(context)
     except Interrupted as interruption:
         report(f"Stopped by {interruption}; what was done is saved. To go on:\n  {same_command}")
@@ -206,14 +201,6 @@ def _stopped_by_signals(stop: StopRequest) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_once(path: Path, text: str) -> None:
-    """A directory belongs to one configuration, so what its first start wrote stays."""
-    if not path.exists():
-        aside = path.with_name(f"{path.name}.tmp")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # Python puts launch/ first, where names like `data` shadow modules
-    _OWN_FOLDER = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != _OWN_FOLDER]
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-try:
-    import dora_jax.launch  # noqa: F401
-except ModuleNotFoundError:
-    sys.exit(
-        f"error: dora_jax is not installed in {sys.executable}. In the repository, `make run` "
-        "installs it into .venv and starts the main example; `pip install -e .` installs it here."
-    )
 
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import exit_status, parse

@@ -28,6 +28,7 @@ LEVELS = {
     "dora_jax.fingerprints": 0,
     "dora_jax.shapes": 0,
     "dora_jax.stopping": 0,
+    "dora_jax.whole_files": 0,
     "dora_jax.training_config": 1,
     "dora_jax.config": 2,
     "dora_jax.cost": 3,

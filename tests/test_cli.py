@@ -9,11 +9,30 @@ import pytest
 
 from dora_jax.launch import cli
 
+# What Python does before the first import of a program that is started as a file.
+START = """
+import runpy
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
+
+import argparse
+"""
+END = """
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_is_a_program(verb):
-    main = importlib.import_module(f"dora_jax.launch.{verb}").main
-    assert len(inspect.signature(main).parameters) == 1
+    program = importlib.import_module(f"dora_jax.launch.{verb}")
+    assert len(inspect.signature(program.main).parameters) == 1
+    code = inspect.getsource(program)
+    assert code.partition("from __future__ import annotations\n")[2].startswith(START)
+    assert code.endswith(END)
 
 
 def test_a_verb_gets_its_arguments_and_gives_its_status(monkeypatch):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dora_jax.launch import data, probe
+from dora_jax.launch.command_line import require_place
 
 _COUNT_PAGE_FAULTS = """
 import resource, sys
@@ -41,3 +45,28 @@ def test_freed_memory_is_kept():
         return int(done.stdout)
 
     assert faults("kept") < 250_000 < 350_000 < faults("given back")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"), [(data.main, ["--task=nq"]), (probe.main, ["--run=nowhere"])]
+)
+def test_json_that_cannot_be_written_is_told_before_the_work(main, arguments, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path / "nowhere" / "facts.json", "No such file or directory"),
+        (tmp_path / "file" / "facts.json", "Not a directory"),
+        (tmp_path, "Is a directory"),
+    ):
+        assert main([*arguments, f"--json={path}"]) == 2
+        told = capsys.readouterr()
+        assert (told.out, told.err) == ("", f"error: --json={path} cannot be written: {reason}.\n")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_looking_for_a_place_leaves_nothing_and_spoils_nothing(tmp_path: Path):
+    file = tmp_path / "facts.json"
+    require_place("--json", str(file))
+    assert not list(tmp_path.iterdir())
+    file.write_text("old")
+    require_place("--json", str(file))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -53,7 +53,8 @@ def test_the_scripts_own_folder_shadows_nothing(tmp_path: Path) -> None:
     """Beside the script lies a module of a library's name, which must not be imported."""
     script = tmp_path / "launch" / "run.py"
     script.parent.mkdir()
-    shutil.copy(SCRIPT, script)
+    for file in (SCRIPT, SCRIPT.with_name("as_script.py")):
+        shutil.copy(file, script.parent)
     (script.parent / "argparse.py").write_text("raise SystemExit('shadowed')")
     status, out, err = python("--help", script=script)
     assert (status, err) == (0, "")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.cost.prices import Price
+from dora_jax.whole_files import write_whole
 
 METER_VERSION = 1
 LAUNCH = "launch"  # the stage of all time outside the others
@@ -329,14 +330,8 @@ class Meter:
         # One writer at a time, and the snapshot inside, so that no older one comes last.
         with self._file_lock:
             rows = [dataclasses.asdict(charge) for charge in self.charges()]
-            content = {"version": METER_VERSION, "charges": rows}
-            aside = self._path.with_name(self._path.name + ".tmp")
-            with open(aside, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(aside, self._path)
+            content = json.dumps({"version": METER_VERSION, "charges": rows}, indent=1)
+            write_whole(self._path, content, durable=durable)
 
     def _persist_until_stopped(self, period_seconds: float) -> None:
         complaint = ""

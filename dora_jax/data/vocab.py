@@ -20,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from dora_jax.config import fingerprint
 from dora_jax.shapes import EOS_ID, PAD_ID, UNK_ID
+from dora_jax.whole_files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +183,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ValueError(_training_message(str(error), pieces, len(sentences))) from error
-    aside = Path(f"{os.fspath(path)}.tmp")
-    aside.write_bytes(model.getvalue())
-    os.replace(aside, path)
+    write_whole(path, model.getvalue())
 
 
 def _training_message(error: str, pieces: int, sentences: int) -> str:

@@ -23,6 +23,7 @@ from dora_jax.metrics.scores import Scores
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.stages import manifest
 from dora_jax.stopping import Interrupted, StopRequest
+from dora_jax.whole_files import write_json
 
 __all__ = ["Interrupted", "Report", "RunContext", "StopRequest", "Task"]
 
@@ -201,4 +202,4 @@ def _refuse_another_run(directory: Path, config: RunConfig) -> None:
     if path.exists():
         manifest.refuse_difference(directory, manifest.read_json(path), wanted)
     else:
-        manifest.write_json(path, wanted)
+        write_json(path, wanted)

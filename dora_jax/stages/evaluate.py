@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from dora_jax.cost import flops
@@ -13,6 +12,7 @@ from dora_jax.predict import decode
 from dora_jax.stages import manifest
 from dora_jax.stages.context import RunContext
 from dora_jax.stages.train import Model
+from dora_jax.whole_files import write_json, write_whole
 
 
 def evaluate(
@@ -40,7 +40,7 @@ def evaluate(
                     confidence=config.evaluate.confidence,
                     seed=config.seed,
                 )
-            manifest.write_json(directory / "scores.json", scores.to_json())
+            write_json(directory / "scores.json", scores.to_json())
             outputs = manifest.finish(directory, {"scores": scores.to_json()})
     return Scores.from_json(outputs["scores"])
 
@@ -75,10 +75,9 @@ def _predict(context: RunContext, store: TokenStore, model: Model, name: str) ->
 def write_predictions(
     path: Path, sources: list[str], targets: list[str], predictions: list[str]
 ) -> None:
-    """JSON lines with `source`, `target`, `prediction`, aside and renamed."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        for source, target, prediction in zip(sources, targets, predictions, strict=True):
-            row = {"source": source, "target": target, "prediction": prediction}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(aside, path)
+    """JSON lines with `source`, `target`, `prediction`."""
+    rows = [
+        {"source": source, "target": target, "prediction": prediction}
+        for source, target, prediction in zip(sources, targets, predictions, strict=True)
+    ]
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

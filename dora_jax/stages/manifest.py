@@ -17,6 +17,7 @@ import jax
 
 from dora_jax.config import fingerprint, to_dict
 from dora_jax.cost.ledger import code_version
+from dora_jax.whole_files import write_json
 
 _NAME = "manifest.json"
 
@@ -118,10 +119,3 @@ def _environment() -> dict[str, Any]:
         "cpu_threads": len(os.sched_getaffinity(0)),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes aside and renames, so that a file under its name is always whole."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)

@@ -14,6 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from dora_jax.whole_files import write_whole
+
 
 class MetricsLog:
     """Appends rows {"step": …, name: value, …} and mirrors them as TensorBoard scalars."""
@@ -63,6 +65,4 @@ class MetricsLog:
                 continue
             if row["step"] <= step:
                 kept.append(line + "\n")
-        aside = self._path.with_suffix(".tmp")
-        aside.write_text("".join(kept), encoding="utf-8")
-        os.replace(aside, self._path)
+        write_whole(self._path, "".join(kept))

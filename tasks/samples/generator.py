@@ -10,12 +10,13 @@ import argparse
 import bisect
 import itertools
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from dora_jax.whole_files import write_whole
 
 T = TypeVar("T")
 Splits = dict[str, list[dict[str, str]]]
@@ -103,9 +104,7 @@ def write_splits(folder: Path, splits: Splits) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        aside = folder / f"{split}.jsonl.tmp"
-        aside.write_bytes(text.encode())
-        os.replace(aside, folder / f"{split}.jsonl")
+        write_whole(folder / f"{split}.jsonl", text)
 
 
 def command(description: str, make_rows: Callable[[int], Splits], seed: int) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
+import io
 import random
 from pathlib import Path
 
 from dora_jax.tasks.samples.generator import Splits, choose, choose_other, draw_splits
+from dora_jax.whole_files import write_whole
 
 SEED = 20230713
 SPLITS = {"train": 240, "test": 200, "unlabeled": 700}
@@ -82,13 +83,11 @@ def write_tables(folder: Path, splits: Splits) -> None:
     """Writes `<split>.csv` for every split; a file is complete or not there."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        aside = folder / f"{split}.csv.tmp"
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["number", "message", *([] if split == "unlabeled" else ["team"])])
-            for number, row in enumerate(rows, start=1):
-                table.writerow([number, *row.values()])
-        os.replace(aside, folder / f"{split}.csv")
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["number", "message", *([] if split == "unlabeled" else ["team"])])
+        table.writerows([number, *row.values()] for number, row in enumerate(rows, start=1))
+        write_whole(folder / f"{split}.csv", text.getvalue())
 
 
 if __name__ == "__main__":
