@@ -56,7 +56,7 @@ from dora_jax.train.step import init_params, make_loss_fn
 NEW_TOKENS = 64
 BATCHES = (8, 16, 32, 64, 128)
 PROBED = 128  # sentences by which each side chooses its batch
-WIDTH = 16  # our unpacked rows are padded to a multiple of it, which saves compilations
+WIDTH = 8  # our unpacked rows are padded to a multiple of it, which saves compilations
 
 
 Side = Callable[[int], float]  # turn → amount of work done

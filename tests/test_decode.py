@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,18 @@ def test_forced_soft_labels_of_decoded_tokens_are_those_of_decoding(
     for name, one, other in zip(forced._fields, forced, decoded, strict=True):
         one, other = np.asarray(one)[counted_BT], np.asarray(other)[counted_BT]
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_bfloat16_decodes_like_the_uncached_network(params: Any, sources_BS: np.ndarray) -> None:
+    half = dataclasses.replace(TINY, dtype="bfloat16")
+    tokens_BT, decoded = greedy_label(half, params, sources_BS, LENGTH, 5, (1.0,))
+    counted_BT = np.asarray(tokens_BT) != PAD_ID
+    decoded_B = np.asarray(decoded.row_max_BT)[counted_BT]
+
+    forced = forced_label(half, params, sources_BS, tokens_BT, 5, (1.0,))
+    expected_B = np.asarray(forced.row_max_BT)[counted_BT]
+    error = np.linalg.norm(decoded_B - expected_B) / np.linalg.norm(expected_B)
+    assert error < 0.01  # bfloat16 has 8 bits of mantissa: 0.004 a rounding
 
 
 def test_target_log_probabilities_are_those_of_the_whole_softmax(

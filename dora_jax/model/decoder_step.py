@@ -4,7 +4,9 @@ Decoding reads every weight once for each position, so each weight lies as its p
 it: products of the same input are joined, and kernels are stored by output, [N, K]. XLA's CPU
 backend is up to twice as fast at them then. Keys and values lie [B, H, N, D], where the products
 of every row and head are contiguous. The encoder runs once, and its keys and values are
-projected once. tests/test_decode.py holds this network equal to `t5.forward`.
+projected once. Keys and values are kept in the `product_dtype` of the activations, rounded to
+theirs: the CPU backend has no batched products of bfloat16, and would widen the whole cache at
+every step. tests/test_decode.py holds this network equal to `t5.forward`.
 """
 
 from __future__ import annotations
@@ -18,10 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import with_logical_constraint
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
-from dora_jax.model.layers import ACTIVATIONS, MASKED, relative_position_buckets, rms_norm
+from dora_jax.model.layers import (
+    ACTIVATIONS,
+    MASKED,
+    product_dtype,
+    relative_position_buckets,
+    rms_norm,
+)
 from dora_jax.model.t5 import T5, Params
 
 Cache = Any
@@ -100,14 +109,14 @@ def make_step_fn(
     bias_HX = _bias_by_distance(config, weights, max_length)
     embedding_VE = weights["token_embedder"]["embedding"]
     empty_BHND = jnp.zeros(
-        (batch * beams, config.num_heads, max_length, config.head_dim), config.dtype
+        (batch * beams, config.num_heads, max_length, config.head_dim), product_dtype(config.dtype)
     )
     past = tuple(KeyValue(empty_BHND, empty_BHND) for _ in decoder.layers)
 
     def step(tokens_B: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         t = cache.position
         bias_HN = jax.lax.dynamic_slice_in_dim(bias_HX, max_length - 1 - t, max_length, axis=1)
-        x_EB = embedding_VE[tokens_B].astype(config.dtype).T
+        x_EB = _feature_major(embedding_VE[tokens_B].astype(config.dtype).T)
         past = []
         for layer, layer_past, layer_memory in zip(decoder.layers, cache.past, memory, strict=True):
             mixed_EB, layer_past = _self_attention(config, layer, x_EB, layer_past, t, bias_HN)
@@ -185,6 +194,7 @@ def _memory(config: T5Config, params: Params, encoder_tokens_BS: jax.Array) -> l
     )
     bias_BS = jnp.where(segments_BS > 0, 0.0, MASKED)
     attention = params["decoder"]["layers"]["encoder_decoder_attention"]
+    kept = product_dtype(config.dtype)
 
     def projected(name: str, i: int) -> jax.Array:
         kernel_EHD = (
@@ -192,13 +202,13 @@ def _memory(config: T5Config, params: Params, encoder_tokens_BS: jax.Array) -> l
             .astype(config.dtype)
             .reshape(config.emb_dim, config.num_heads, config.head_dim)
         )
-        return jnp.einsum("BSE,EHD->BHSD", encoded_BSE, kernel_EHD)
+        projected_BHSD = jnp.einsum(
+            "BSE,EHD->BHSD", encoded_BSE, kernel_EHD, preferred_element_type=kept
+        )
+        return _split_by_heads(projected_BHSD.astype(config.dtype).astype(kept))
 
     return [
-        _Memory(
-            KeyValue(_split_by_heads(projected("key", i)), _split_by_heads(projected("value", i))),
-            bias_BS,
-        )
+        _Memory(KeyValue(projected("key", i), projected("value", i)), bias_BS)
         for i in range(config.num_decoder_layers)
     ]
 
@@ -222,7 +232,13 @@ def _bias_by_distance(config: T5Config, params: Params, length: int) -> jax.Arra
 
 def _product(kernel_NK: jax.Array, x_KB: jax.Array) -> jax.Array:
     """[N, B]. The barrier keeps XLA from turning the product round, which makes it slower."""
-    return jax.lax.optimization_barrier(jnp.dot(kernel_NK, x_KB))
+    product_NB = jnp.dot(kernel_NK, x_KB, preferred_element_type=product_dtype(x_KB.dtype))
+    return jax.lax.optimization_barrier(product_NB).astype(x_KB.dtype)
+
+
+def _feature_major(x_KB: jax.Array) -> jax.Array:
+    """Laid out as it is written, rows of B: XLA's CPU backend widens a turned bfloat16 operand."""
+    return with_layout_constraint(x_KB, Layout(major_to_minor=(0, 1)))
 
 
 def _norm(config: T5Config, x_EB: jax.Array, scale_E: jax.Array) -> jax.Array:
@@ -238,6 +254,7 @@ def _self_attention(
     bias_HN: jax.Array,
 ) -> tuple[jax.Array, KeyValue]:
     joined_JB = _product(layer.query_key_value_JE, _norm(config, x_EB, layer.self_norm_E))
+    joined_JB = joined_JB.astype(product_dtype(config.dtype))
     joined_H3DB = joined_JB.reshape(config.num_heads, 3, config.head_dim, -1)
     query_BHD, key_BHD, value_BHD = (joined_H3DB[:, i].transpose(2, 0, 1) for i in range(3))
     past = KeyValue(
@@ -250,9 +267,11 @@ def _self_attention(
         "BHD,BHND->BHN", query_BHD, past.key_BHND, preferred_element_type=jnp.float32
     )
     weights_BHN = jax.nn.softmax(logits_BHN + bias_HN[None]).astype(config.dtype)
-    mixed_BHD = jnp.einsum("BHN,BHND->BHD", weights_BHN, past.value_BHND)
-    mixed_BJ = mixed_BHD.reshape(x_EB.shape[1], -1)
-    return _product(layer.self_out_EJ, mixed_BJ.T), past
+    mixed_BHD = jnp.einsum(
+        "BHN,BHND->BHD", weights_BHN.astype(past.value_BHND.dtype), past.value_BHND
+    )
+    mixed_BJ = mixed_BHD.reshape(x_EB.shape[1], -1).astype(config.dtype)
+    return _product(layer.self_out_EJ, _feature_major(mixed_BJ.T)), past
 
 
 def _cross_attention(
@@ -261,6 +280,7 @@ def _cross_attention(
     """Q counts the beams here: all of them look at the keys of their one source."""
     query_JB = _product(layer.cross_query_JE, _norm(config, x_EB, layer.cross_norm_E))
     query_BQHD = query_JB.T.reshape(-1, beams, config.num_heads, config.head_dim)
+    query_BQHD = query_BQHD.astype(product_dtype(config.dtype))
     logits_BHQS = jnp.einsum(
         "BQHD,BHSD->BHQS",
         query_BQHD,
@@ -268,9 +288,13 @@ def _cross_attention(
         preferred_element_type=jnp.float32,
     )
     weights_BHQS = jax.nn.softmax(logits_BHQS + memory.bias_BS[:, None, None]).astype(config.dtype)
-    mixed_BQHD = jnp.einsum("BHQS,BHSD->BQHD", weights_BHQS, memory.keys_values.value_BHND)
-    mixed_BJ = mixed_BQHD.reshape(x_EB.shape[1], -1)
-    return _product(layer.cross_out_EJ, mixed_BJ.T)
+    mixed_BQHD = jnp.einsum(
+        "BHQS,BHSD->BQHD",
+        weights_BHQS.astype(product_dtype(config.dtype)),
+        memory.keys_values.value_BHND,
+    )
+    mixed_BJ = mixed_BQHD.reshape(x_EB.shape[1], -1).astype(config.dtype)
+    return _product(layer.cross_out_EJ, _feature_major(mixed_BJ.T))
 
 
 def _mlp(config: T5Config, layer: LayerWeights, x_EB: jax.Array) -> jax.Array:

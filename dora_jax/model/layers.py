@@ -32,6 +32,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def product_dtype(dtype: Any) -> Any:
+    """What a product of matrices of this dtype gives, before it is rounded to it.
+
+    XLA's CPU backend multiplies bfloat16 fast where the product stays float32, and else widens
+    both sides in memory. Elsewhere the product itself rounds.
+    """
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
 def attention_bias(mask_BQN: shapes.Array) -> jax.Array:
     """0 where a query may look, MASKED where not. Returns float32 [B, 1, Q, N]."""
     return jnp.where(mask_BQN, 0.0, MASKED).astype(jnp.float32)[:, None, :, :]
@@ -105,8 +114,12 @@ class Dense(nn.Module):
         )
         # Flat, because XLA's CPU backend is half as fast at the kernel's gradient when it has
         # to contract batch and length as two dimensions.
-        flat = jnp.dot(x.reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
-        return flat.reshape(*x.shape[:-1], self.features)
+        flat = jnp.dot(
+            x.reshape(-1, x.shape[-1]),
+            kernel.astype(self.dtype),
+            preferred_element_type=product_dtype(self.dtype),
+        )
+        return flat.astype(self.dtype).reshape(*x.shape[:-1], self.features)
 
 
 def relative_position_buckets(
