@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 from tiny_run import (
     NETWORK,
-    compiling_cheaply,
     final_params,
     manifest_of,
     open_run,
@@ -31,11 +29,7 @@ from dora_jax.data.token_store import TokenStore
 from dora_jax.launch import export, predict
 from dora_jax.stages import weights
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_cheaply", "one_device")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tiny_run import (
     DATA,
     NETWORK,
     TRAIN,
-    compiling_cheaply,
     read_rows,
     snapshot,
     write_tiny_store,
@@ -34,11 +32,7 @@ from dora_jax.stopping import Interrupted, StopRequest
 from dora_jax.train.loop import Progress, Training, Validate
 from dora_jax.train.step import init_params
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_cheaply")
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import compiling_cheaply, on_one_device, read_rows, tiny_networks
+from tiny_run import read_rows, tiny_networks
 
 from dora_jax.config import DataConfig, OwnTaskConfig, RunConfig
 from dora_jax.launch import data, run
@@ -285,19 +284,12 @@ SHORT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_compile_cheaply")
+@pytest.mark.usefixtures("compiled_cheaply", "one_device")
 def test_every_command_of_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As written, in the page's order, but for a short training."""
-    on_one_device(monkeypatch)
     shutil.copytree(ROOT / "gin", tmp_path / "gin")
     commands = re.findall(r"^    ((?:cp|python) .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 4

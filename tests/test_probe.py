@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from tiny_run import (
     NETWORK,
     TRAIN,
-    compiling_cheaply,
     final_params,
     open_run,
     snapshot,
@@ -35,15 +33,10 @@ from dora_jax.stages.probe import Model, Probe, probe
 from dora_jax.stages.train import finetune, pretrain
 from dora_jax.train.step import init_params, make_loss_fn, make_online_loss_fn
 
+pytestmark = pytest.mark.usefixtures("compiled_cheaply", "one_device")
 V = NETWORK.vocab_size
 LENGTH = 24
 MESH = make_mesh(devices=jax.devices()[:1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

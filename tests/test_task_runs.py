@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_run import compiling_cheaply, on_one_device, tiny_networks
+from tiny_run import tiny_networks
 
 from dora_jax.config import RunConfig
 from dora_jax.launch import run, run_files
@@ -117,19 +116,13 @@ def test_a_task_without_a_recipe_of_its_own_takes_the_common_one() -> None:
 # --- That they run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_cheaply", "one_device")
 @pytest.mark.parametrize("task", TASKS)
 def test_the_rehearsal_runs_to_its_end(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "set_up_jax", lambda _: None)
-    on_one_device(monkeypatch)
     settings = {**SHORTENED, "MODEL_DIR": repr(str(tmp_path / task))}
     given = [*tiny_networks(), *(f"--gin.{name}={value}" for name, value in settings.items())]
     status = run.main([f"--gin_file=gin/{task}_distill.gin", "--scale=rehearsal", *given])

@@ -141,32 +141,41 @@ def _boxed_params(network: T5Config, seed: int | jax.Array) -> Params:
     return T5(network).init(jax.random.key(seed), _example_batch())["params"]
 
 
+@functools.cache  # tracing the network takes a tenth of a second
+def _boxed_shapes(network: T5Config) -> Params:
+    return jax.eval_shape(lambda: _boxed_params(network, 0))
+
+
 def param_shardings(network: T5Config, mesh: Mesh) -> Params:
     """A sharding for every parameter, from the rule table."""
-    boxed = jax.eval_shape(lambda: _boxed_params(network, 0))
-    return partitioning.tree_shardings(boxed, mesh)
+    return partitioning.tree_shardings(_boxed_shapes(network), mesh)
 
 
 def abstract_params(network: T5Config, mesh: Mesh) -> Params:
     """Shape, dtype and sharding of every parameter; no memory is taken."""
-    boxed = jax.eval_shape(lambda: _boxed_params(network, 0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        partitioning.tree_shardings(boxed, mesh),
+        nn.unbox(_boxed_shapes(network)),
+        param_shardings(network, mesh),
     )
 
 
 def init_params(network: T5Config, seed: int, mesh: Mesh, copying_start: bool = False) -> Params:
     """Random parameters, made straight in their shardings: never whole in one place."""
+    return _initialiser(network, mesh, copying_start)(jnp.uint32(seed))
 
+
+@functools.cache  # teacher and student, and students of other seeds, may be alike
+def _initialiser(
+    network: T5Config, mesh: Mesh, copying_start: bool
+) -> Callable[[jax.Array], Params]:
     def make(seed: jax.Array) -> Params:
         params = nn.unbox(_boxed_params(network, seed))
         if copying_start:
             params = t5.copying_start(params, network)
         return params
 
-    return jax.jit(make, out_shardings=param_shardings(network, mesh))(jnp.uint32(seed))
+    return jax.jit(make, out_shardings=param_shardings(network, mesh))
 
 
 def state_shardings(
