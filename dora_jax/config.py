@@ -20,6 +20,7 @@ REMAT_POLICIES = ("none", "minimal", "full")
 STRATEGIES = ("annotate", "distill")
 # How a checkpoint is named, by its kind; native is also a stage of a run, native:RUN/distill.
 CHECKPOINTS = {"hf": "hf:org/name or hf:FOLDER", "t5x": "t5x:FOLDER", "native": "native:FOLDER"}
+FIRST_LABEL_BATCH = 64  # texts at once, where a measured choice begins
 TASK_KINDS = ("classification", "spans", "text")
 
 
@@ -78,23 +79,35 @@ class LabelConfig:
     """The teacher's single pass over the unlabelled text.
 
     `temperatures` get an exact stored log-normaliser each; the distillation temperature must
-    be among them. `shard_examples` is what a crash can lose at most. `no_repeat_ngram_size` is
-    that of decoding: so many tokens never come twice in the same order (0: they may). `drawn_at`
-    keeps entries drawn from the distribution at that temperature, for the `sample` estimator,
-    instead of the largest (0).
+    be among them. `top_k = 0` takes the smallest within the probe's tolerance; `batch_size = 0`
+    the cheapest batch and `widths`, measured (stages/label_choice.py). Sources are padded to one
+    of so many widths, each a program to compile: more pad less. `shard_examples` is what a crash
+    can lose at most. `no_repeat_ngram_size` is that of decoding: so many tokens never come twice
+    in the same order (0: they may). `drawn_at` keeps entries drawn from the distribution at that
+    temperature, for the `sample` estimator, instead of the largest (0). `sampling_temperature`
+    has the teacher draw its answers' tokens instead of taking the likeliest (0).
     """
 
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0, 2.0)
-    batch_size: int = 64
+    batch_size: int = FIRST_LABEL_BATCH
+    widths: int = 5
     shard_examples: int = 1024
     no_repeat_ngram_size: int = 0
     drawn_at: float = 0.0
+    sampling_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
-        not_negative(self, "no_repeat_ngram_size", "drawn_at")
-        positive(self, "top_k", "batch_size", "shard_examples")
+        not_negative(self, "top_k", "batch_size", "no_repeat_ngram_size", "drawn_at")
+        not_negative(self, "sampling_temperature")
+        require(
+            not (self.sampling_temperature and self.no_repeat_ngram_size),
+            f"LabelConfig.sampling_temperature = {self.sampling_temperature} with "
+            f"no_repeat_ngram_size = {self.no_repeat_ngram_size}: only greedy decoding rules "
+            "repetitions out. Set one of them to 0.",
+        )
+        positive(self, "widths", "shard_examples")
         require(
             bool(self.temperatures) and min(self.temperatures) > 0,
             f"LabelConfig.temperatures = {self.temperatures}; name at least one, all above 0.",

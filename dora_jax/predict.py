@@ -12,7 +12,7 @@ from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
 from dora_jax.config import LabelConfig, T5Config
-from dora_jax.data.loader import EvaluationBatch, evaluation_batches
+from dora_jax.data.loader import EVALUATION_WIDTHS, EvaluationBatch, evaluation_batches
 from dora_jax.data.soft_labels import SoftRow
 from dora_jax.model.beam import BeamSearch, beam_decode
 from dora_jax.model.decode import (
@@ -39,12 +39,13 @@ def _batches(
     source_length: int,
     mesh: Mesh,
     indices: Sequence[int] | None,
+    widths: int = EVALUATION_WIDTHS,
 ) -> Iterator[tuple[EvaluationBatch, jax.Array]]:
     """Batches on the devices; their size is rounded up to a multiple of the data shards."""
     shards = data_shards(mesh)
     batch_size = -(-batch_size // shards) * shards
     sharding = partitioning.batch_sharding(mesh)
-    for batch in evaluation_batches(examples, batch_size, source_length, indices):
+    for batch in evaluation_batches(examples, batch_size, source_length, indices, widths):
         yield batch, jax.device_put(batch.encoder_tokens_BS, sharding)
 
 
@@ -154,12 +155,13 @@ def label(
     seed: int = 0,
     after_batch: Callable[[int], None] = lambda examples: None,
 ) -> list[SoftRow]:
-    """Soft labels of some examples: of the tokens decoded greedily in the same pass, or given.
+    """Soft labels of some examples: of the tokens decoded in the same pass, drawn, or given.
 
     Args:
       indices: which examples.
       forced: label the examples' own targets instead of decoding.
-      seed: of drawn entries (`config.drawn_at`), which take a second, teacher-forced pass.
+      seed: of drawn entries (`config.drawn_at`) and drawn tokens (`config.sampling_temperature`),
+        either of which takes a second, teacher-forced pass.
       after_batch: called with the number of examples just labelled; may raise to stop.
 
     Returns:
@@ -168,7 +170,8 @@ def label(
     """
     rows: dict[int, SoftRow] = {}
     params = params if forced else prepare(network, params)
-    for batch, tokens_BS in _batches(examples, config.batch_size, source_length, mesh, indices):
+    chosen = config.batch_size, source_length, mesh, indices, config.widths
+    for batch, tokens_BS in _batches(examples, *chosen):
         with _split_over(mesh):
             targets_BT = (
                 _targets(examples, batch, target_length, tokens_BS.sharding) if forced else None
@@ -202,8 +205,9 @@ def _label_batch(
     seed: int,
     ids_B: np.ndarray,
 ) -> tuple[jax.Array, SoftLabels]:
-    """Tokens and their labels; without targets the teacher decodes, greedily."""
-    if targets_BT is None and not config.drawn_at:
+    """Tokens and their labels; without targets the teacher decodes."""
+    sampling = Sampling(config.sampling_temperature) if config.sampling_temperature else None
+    if targets_BT is None and not config.drawn_at and not sampling:
         return greedy_label(
             network,
             params,
@@ -213,12 +217,12 @@ def _label_batch(
             config.temperatures,
             config.no_repeat_ngram_size,
         )
-    ngram = config.no_repeat_ngram_size
-    labelled_BT: jax.Array = (
-        greedy_decode(network, params, tokens_BS, length, no_repeat_ngram_size=ngram)
-        if targets_BT is None
-        else targets_BT
-    )
+    labelled_BT = targets_BT
+    if labelled_BT is None:
+        ngram = config.no_repeat_ngram_size
+        labelled_BT = _decode_batch(
+            network, params, tokens_BS, length, sampling, ngram, seed, ids_B
+        )
     raw = params.params if isinstance(params, Prepared) else params
     given = (network, raw, tokens_BS, labelled_BT)
     if not config.drawn_at:

@@ -15,7 +15,8 @@ from dora_jax.metrics.scores import Scores
 from dora_jax.stages import weights
 from dora_jax.stages.context import RunContext
 from dora_jax.stages.evaluate import evaluate
-from dora_jax.stages.label import label
+from dora_jax.stages.label import label, within
+from dora_jax.stages.label_choice import choose
 from dora_jax.stages.prepare import STAGE as PREPARE
 from dora_jax.stages.prepare import prepare
 from dora_jax.stages.train import Model, distill, finetune, pretrain
@@ -29,6 +30,7 @@ STAGES = {
         LABELS,
         "pretrain-teacher",
         "teach",
+        "choose-labels",
         "label",
         "pretrain-student",
         "distill",
@@ -65,7 +67,9 @@ def run(context: RunContext) -> list[Result]:
         start = _start(context, store, context.config.teacher, "teacher")
         teacher = finetune(context, store, "teach", "distill", start, context.config.teach)
         scores["teacher"] = evaluate(context, store, teacher, "teacher", "distill")
-        model = distill(context, store, student, label(context, store, teacher))
+        labelling = within(context, teacher, student.network.vocab_size)
+        how = choose(context, store, labelling, student)
+        model = distill(context, store, student, label(context, store, labelling, how))
         scores["distill"] = evaluate(context, store, model, "distill", "distill")
     return [_result(context, name, scores[name], labels) for name in STAGES if name in scores]
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from dora_jax.config import ModelSource, RunConfig, T5Config, TrainConfig
+from dora_jax.config import FIRST_LABEL_BATCH, ModelSource, RunConfig, T5Config, TrainConfig
 from dora_jax.cost.flops import parameter_count
 from dora_jax.cost.prices import PriceBook, device_item
 
@@ -117,7 +117,7 @@ def stages_memory(config: RunConfig) -> list[StageMemory]:
         stages.append(training("annotate", config.student.network, config.annotate))
     if "distill" in config.strategies:
         teacher = config.teacher.network
-        rows = config.label.batch_size
+        rows = config.label.batch_size or FIRST_LABEL_BATCH
         cache = rows * tokens * 2 * teacher.num_decoder_layers * _joined(teacher)
         logits = rows * data.target_length * teacher.vocab_size * 4
         held = float(cache * _bytes(teacher) + logits)

@@ -26,7 +26,7 @@ from dora_jax.shapes import EOS_ID, PAD_ID, Examples, Seq2SeqBatch
 _SHUFFLE_STREAM, _GOLD_SHUFFLE_STREAM, _DENOISING_STREAM = range(3)
 _SAMPLED_UPDATES = 16
 _SAMPLED_EXAMPLES = 1024
-_MAX_EVALUATION_WIDTHS = 5
+EVALUATION_WIDTHS = 5
 _LENGTH_MULTIPLE = 16
 
 
@@ -330,12 +330,16 @@ class EvaluationBatch(NamedTuple):
 
 
 def evaluation_batches(
-    examples: Examples, batch_size: int, length: int, indices: Sequence[int] | None = None
+    examples: Examples,
+    batch_size: int,
+    length: int,
+    indices: Sequence[int] | None = None,
+    widths: int = EVALUATION_WIDTHS,
 ) -> Iterator[EvaluationBatch]:
     """Every source once, longest first, in full batches of few widths.
 
-    Widths are chosen from `length` alone, at most five, so that every split and every shard
-    of one is decoded with the same compiled programs. Longest first shows at once whether
+    Widths are chosen from `length` alone, so that every split and every shard of one is decoded
+    with the same compiled programs. Longest first shows at once whether
     memory suffices. Filler rows hold a lone EOS, not nothing: attention over no key at all
     is undefined.
 
@@ -344,6 +348,7 @@ def evaluation_batches(
       batch_size: rows per batch.
       length: the longest source that may occur, tokens.
       indices: which examples; all where not given.
+      widths: the most there may be.
     Yields:
       Batches of `batch_size` rows.
     Raises:
@@ -357,7 +362,7 @@ def evaluation_batches(
             f"The source of example {order[0]} has {all_lengths[order[0]]} tokens, above the "
             f"{length} that are decoded; raise the length, or prepare the data with it."
         )
-    smallest = _MAX_EVALUATION_WIDTHS * _LENGTH_MULTIPLE
+    smallest = widths * _LENGTH_MULTIPLE
     width_step = -(-length // smallest) * _LENGTH_MULTIPLE
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]

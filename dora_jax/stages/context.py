@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dora_jax.config import CostConfig, DataConfig, RunConfig, fingerprint, to_dict
 from dora_jax.cost import ledger as ledgers
 from dora_jax.cost.ledger import Ledger, RunFacts
-from dora_jax.cost.meter import LAUNCH, Meter
+from dora_jax.cost.meter import LAUNCH, Holding, Meter
 from dora_jax.cost.prices import Price, PriceBook, user_price
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
@@ -53,6 +53,7 @@ class RunContext:
     mesh: Mesh
     meter: Meter
     ledger: Ledger
+    holding: Holding
     facts: RunFacts
     stop: StopRequest
     report: Report
@@ -107,6 +108,7 @@ class RunContext:
                 mesh=make_mesh(fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices),
                 meter=meter,
                 ledger=ledger,
+                holding=holding,
                 facts=facts,
                 stop=stop,
                 report=report,

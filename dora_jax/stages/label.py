@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from tqdm import tqdm
 
+from dora_jax.config import LabelConfig
 from dora_jax.cost import flops
 from dora_jax.data.soft_labels import SoftLabelHeader, SoftLabelReader, SoftLabelWriter, SoftRow
 from dora_jax.data.token_store import TokenStore
 from dora_jax.model.t5 import Params
 from dora_jax.predict import label as label_examples
 from dora_jax.shapes import Examples
-from dora_jax.stages import manifest
+from dora_jax.stages import manifest, weights
 from dora_jax.stages.context import RunContext
 from dora_jax.stages.train import Model
 
 STAGE = "label"
 
 
-def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
+def within(context: RunContext, teacher: Model, vocab_size: int) -> weights.Start:
+    """The teacher, with the first `vocab_size` ids alone.
+
+    Networks of one tokeniser may be padded to different sizes. What lies beyond the smaller one
+    is no token: a student must not be asked for it, nor the teacher say it.
+    """
+    network, wide = teacher.network, teacher.network.vocab_size
+    if wide <= vocab_size:
+        return weights.Start(network, teacher.fingerprint, lambda: teacher.params(context))
+
+    def params() -> Params:
+        cut = dict(teacher.params(context))
+        cut["token_embedder"] = {"embedding": cut["token_embedder"]["embedding"][:vocab_size]}
+        if not network.logits_via_embedding:
+            cut["logits_dense"] = {"kernel": cut["logits_dense"]["kernel"][:, :vocab_size]}
+        return cut
+
+    narrow = dataclasses.replace(network, vocab_size=vocab_size)
+    return weights.Start(narrow, teacher.fingerprint, params)
+
+
+def label(
+    context: RunContext, store: TokenStore, teacher: weights.Start, config: LabelConfig
+) -> Path:
     """Labels every unlabelled text that has no label yet. Returns the store's folder.
 
-    A crash loses the shard in flight and nothing else; a damaged shard is made again.
+    `config` is the run's, with nothing left open (`label_choice.choose`). A crash loses the shard
+    in flight and nothing else; a damaged shard is made again.
 
     Raises:
       ValueError: the teacher's logits are not finite.
     """
-    config, data = context.config.label, context.config.data
+    data = context.config.data
     examples = store.examples("unlabeled")
-    decoding = f"greedy, at most {data.target_length} tokens"
+    way = "greedy"
+    if config.sampling_temperature:
+        way = f"sampled at temperature {config.sampling_temperature:g}"
+    decoding = f"{way}, at most {data.target_length} tokens"
     if config.no_repeat_ngram_size:
         decoding += f", no {config.no_repeat_ngram_size} tokens twice"
     header = SoftLabelHeader(
@@ -52,7 +81,7 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
         manifest.reopen(directory)  # damaged since: there is work again, and time to bill
     with context.stage(STAGE, "distill"):
         if pending or not finished:
-            _label_shards(context, teacher, examples, pending, writer)
+            _label_shards(context, teacher, config, examples, pending, writer)
             writer.finish()
             tokens = SoftLabelReader.open(labels, {}).num_tokens
             manifest.finish(directory, {"tokens": tokens})
@@ -61,25 +90,27 @@ def label(context: RunContext, store: TokenStore, teacher: Model) -> Path:
 
 def _label_shards(
     context: RunContext,
-    teacher: Model,
+    teacher: weights.Start,
+    config: LabelConfig,
     examples: Examples,
     pending: dict[int, range],
     writer: SoftLabelWriter,
 ) -> None:
     if not pending:
         return
-    params = teacher.params(context)
+    params = teacher.params()
     done = len(examples) - sum(len(shard) for shard in pending.values())
     with tqdm(total=len(examples), initial=done, desc=STAGE, unit="text", disable=None) as bar:
         for shard, indices in pending.items():
-            rows = _label_shard(context, params, teacher, examples, indices, bar)
+            rows = _label_shard(context, params, teacher, config, examples, indices, bar)
             writer.write_shard(shard, rows)
 
 
 def _label_shard(
     context: RunContext,
     params: Params,
-    teacher: Model,
+    teacher: weights.Start,
+    config: LabelConfig,
     examples: Examples,
     indices: range,
     bar: tqdm,
@@ -96,7 +127,7 @@ def _label_shard(
             params,
             examples,
             indices,
-            context.config.label,
+            config,
             source_length=data.source_length,
             target_length=data.target_length,
             mesh=context.mesh,

@@ -92,6 +92,7 @@ def probe(
     target_length: int,
     mesh: Mesh,
     top_ks: Sequence[int] = TOP_KS,
+    tails: Sequence[str] = TAILS,
     tolerance: float = 0.01,
     batch_size: int = 8,
     no_repeat_ngram_size: int = 0,
@@ -106,6 +107,7 @@ def probe(
       source_length, target_length: the longest source, the most tokens decoded.
       mesh: where the parameters are.
       top_ks: above the vocabulary, they are left out.
+      tails: the estimators to compare, `soft_loss.tail` among them.
       tolerance: the largest relative gradient error a proposed k may have.
       batch_size: texts at once; whole logits of both networks are in memory.
       no_repeat_ngram_size: of the teacher's answers, as when it labels.
@@ -122,7 +124,7 @@ def probe(
             f"which both networks must have; found top_ks = {list(top_ks)} and a student of "
             f"{student.network.vocab_size} pieces."
         )
-    measured = []
+    measured, estimators = [], _estimators(soft_loss, tails)
     decode = functools.partial(
         greedy_decode,
         *teacher,
@@ -131,7 +133,7 @@ def probe(
     )
     batches = _batches(decode, examples, indices, source_length, batch_size, mesh)
     for seed, batch in enumerate(batches):
-        measured.append(_measure(teacher, student, batch, soft_loss, top_ks, seed))
+        measured.append(_measure(teacher, student, batch, soft_loss, estimators, top_ks, seed))
         after_batch(batch.texts)
     choices = tuple(_choice(k, vocab, measured) for k in top_ks)
     within = [c.top_k for c in choices if c.errors[soft_loss.tail].gradient <= tolerance]
@@ -162,6 +164,7 @@ def _measure(
     student: Model,
     batch: _Batch,
     soft_loss: SoftLossConfig,
+    estimators: dict[str, SoftLossConfig],
     top_ks: Sequence[int],
     seed: int,
 ) -> _Measured:
@@ -172,7 +175,7 @@ def _measure(
     dense_norm = float(norm(dense_grad_BTV))
     measured = _Measured(float(dense), {}, {}, {})
     for k in top_ks:
-        for tail, config in _estimators(soft_loss).items():
+        for tail, config in estimators.items():
             label = _label(tail, k, soft_loss.temperature, teacher_BTV, seed)
             loss, grad_BTV = _estimate(config, student_BTV, label, batch.weights_BT)
             measured.losses[tail, k] = float(loss)
@@ -197,10 +200,10 @@ def _choice(top_k: int, vocab: int, measured: Sequence[_Measured]) -> Choice:
     return Choice(top_k, size, float(mass.mean()), worst, errors)
 
 
-def _estimators(soft_loss: SoftLossConfig) -> dict[str, SoftLossConfig]:
+def _estimators(soft_loss: SoftLossConfig, tails: Sequence[str]) -> dict[str, SoftLossConfig]:
     """The loss with each tail under which its divergence is defined."""
     found = {}
-    for tail in TAILS:
+    for tail in tails:
         try:
             found[tail] = dataclasses.replace(soft_loss, tail=tail)
         except ValueError:
