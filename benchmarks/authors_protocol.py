@@ -42,8 +42,10 @@ def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> 
             "decoder_start_token_id": PAD_ID,
         }
     )
+    torch.set_default_dtype(getattr(torch, network.dtype))  # never larger than it will be
     with torch.device(device):
-        model = transformers.T5ForConditionalGeneration(config).to(getattr(torch, network.dtype))
+        model = transformers.T5ForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
     if not network.logits_via_embedding:  # transformers 5 ties the head for any flag
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     targets = dict(model.named_parameters(remove_duplicate=False))

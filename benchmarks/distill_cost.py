@@ -19,76 +19,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from authors_protocol import (
-    TEMPERATURE,
-    AuthorsProtocol,
-    matmul_flops_per_second,
-    torch_model,
-)
+from authors_protocol import AuthorsProtocol, matmul_flops_per_second, torch_model
+from our_protocol import LEARNING_RATE, Ours, Setting, indices
 from train_step import BATCH, DROPOUT, MAX_TOKENS, wlp_examples
 
-from dora_jax.config import DataConfig, OptimizerConfig, SoftLossConfig, T5Config, TrainConfig
+from dora_jax.config import DataConfig, T5Config
 from dora_jax.cost import flops
 from dora_jax.cost.prices import PriceBook
-from dora_jax.data.loader import (
-    EvaluationBatch,
-    PackedLoader,
-    SoftLabelledSource,
-    balanced_row_lengths,
-    evaluation_batches,
-)
-from dora_jax.data.soft_labels import SoftLabelHeader, SoftLabelReader, SoftLabelWriter, SoftRow
 from dora_jax.data.token_store import concatenate
-from dora_jax.model.decode import generate, likeliest, summarise_logits
-from dora_jax.model.decoder_step import make_step_fn, prepare
+from dora_jax.launch.command_line import keep_freed_memory
 from dora_jax.model.sizes import NETWORKS
 from dora_jax.parallel.mesh import make_mesh
-from dora_jax.shapes import EOS_ID, Examples
+from dora_jax.shapes import Examples
 from dora_jax.tasks.sources import load_splits
 from dora_jax.tasks.task import get_task
-from dora_jax.train.step import init_params, init_state, make_loss_fn, make_train_step
+from dora_jax.train.step import init_params
 
-LEARNING_RATE = 3e-5
-TOP_K = 64
 # Seconds of theirs for 32 texts, T5-Base teaching T5-Small on a CPU, as they were when the goal
 # was set; 69 % of the decoder's positions were padding.
 ORIENTATION = {"generate": 14.5, "teacher forward": 7.1, "student update": 12.3}
-
-
-class Setting(NamedTuple):
-    """What both sides work on. A turn is 32 texts; answers end at `lengths_N`, EOS included."""
-
-    sample: Examples
-    lengths_N: np.ndarray  # above MAX_TOKENS: never
-    teacher: T5Config
-    student: T5Config
-    teacher_params: Any
-    student_params: Any
-    device: str  # of torch
-
-    @property
-    def turns(self) -> int:
-        return len(self.sample) // BATCH
-
-
-def indices(turn: int) -> range:
-    return range(turn * BATCH, (turn + 1) * BATCH)
 
 
 class Theirs:
@@ -115,117 +77,6 @@ class Theirs:
         targets = [len(self.protocol.generated[i]) for i in indices(turn)]
         counts = flops.TokenCounts.from_lengths([source] * BATCH, [max(targets)] * BATCH)
         return counts, 1.0 - sum(targets) / (BATCH * max(targets))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def label_until(
-    network: T5Config, params: Any, tokens_BS: Any, lengths_B: Any, max_length: int
-) -> Any:
-    """`decode.greedy_label`, with EOS at the given lengths and nowhere else."""
-    step_fn, cache = make_step_fn(network, params, tokens_BS, max_length)
-    is_eos_V = jnp.arange(network.vocab_size) == EOS_ID
-
-    def choose(logits_BV: jax.Array, position: jax.Array) -> jax.Array:
-        free_B = likeliest(jnp.where(is_eos_V[None], -jnp.inf, logits_BV))
-        return jnp.where(position + 1 == lengths_B, EOS_ID, free_B)
-
-    record = functools.partial(summarise_logits, top_k=TOP_K, temperatures=(1.0, TEMPERATURE))
-    return generate(step_fn, cache, len(tokens_BS), max_length, choose=choose, record=record)
-
-
-class Ours:
-    """One labelling pass into a store, then packed updates from it. Compiles ahead, timed."""
-
-    def __init__(self, setting: Setting, folder: Path) -> None:
-        self.setting = setting
-        self.folder = folder
-        self.seconds: dict[str, list[float]] = {"compile": []}
-        self.batches = list(evaluation_batches(setting.sample, BATCH, MAX_TOKENS))
-        self.teacher_params = prepare(setting.teacher, setting.teacher_params)
-        self.rows: dict[int, SoftRow] = {}
-        self.programs: dict[tuple[str, int], Any] = {}
-        for batch in self.batches:
-            self._compile(
-                ("label", batch.encoder_tokens_BS.shape[1]),
-                lambda batch=batch: label_until.lower(
-                    setting.teacher, self.teacher_params, *self._inputs(batch), MAX_TOKENS
-                ),
-            )
-
-    def _compile(self, key: tuple[str, int], lower: Callable[[], Any]) -> None:
-        if key not in self.programs:
-            began = time.perf_counter()
-            self.programs[key] = lower().compile()
-            self.seconds["compile"].append(time.perf_counter() - began)
-
-    def _inputs(self, batch: EvaluationBatch) -> tuple[np.ndarray, np.ndarray]:
-        return batch.encoder_tokens_BS, self.setting.lengths_N[batch.indices_B].astype(np.int32)
-
-    def label(self, turn: int) -> None:
-        began = time.perf_counter()
-        tokens_BS, lengths_B = self._inputs(self.batches[turn])
-        program = self.programs["label", tokens_BS.shape[1]]
-        tokens_BT, soft = jax.device_get(program(self.teacher_params, tokens_BS, lengths_B))
-        for row, i in enumerate(self.batches[turn].indices_B.tolist()):
-            length = lengths_B[row]
-            self.rows[i] = SoftRow(
-                tokens_BT[row, :length],
-                soft.topk_ids_BTK[row, :length],
-                soft.topk_logits_BTK[row, :length],
-                soft.logz_BTZ[row, :length],
-                soft.row_max_BT[row, :length],
-            )
-        self.seconds.setdefault("label", []).append(time.perf_counter() - began)
-
-    def prepare_updates(self) -> None:
-        """Writes the store, opens it as training does, and compiles the updates."""
-        setting, count = self.setting, len(self.setting.sample)
-        vocab, temperatures = setting.teacher.vocab_size, (1.0, TEMPERATURE)
-        header = SoftLabelHeader("t", "d", "v", vocab, TOP_K, temperatures, "EOS forced")
-        began = time.perf_counter()
-        writer = SoftLabelWriter(self.folder, header, count, count)
-        writer.write_shard(0, [self.rows[i] for i in range(count)])
-        writer.finish()
-        reader = SoftLabelReader.open(self.folder, {"teacher_fingerprint": "t"})
-        self.seconds["label"][-1] += time.perf_counter() - began
-        source = SoftLabelledSource(setting.sample, reader)
-        source_length, target_length = balanced_row_lengths(source, MAX_TOKENS, MAX_TOKENS)
-        self.loader = PackedLoader(
-            source,
-            batch_size=BATCH,
-            source_length=source_length,
-            target_length=target_length,
-            seed=0,
-        )
-        config = TrainConfig(
-            batch_size=BATCH,
-            dropout_rate=DROPOUT,
-            soft_loss=SoftLossConfig(temperature=TEMPERATURE),
-            optimizer=OptimizerConfig("adamw", LEARNING_RATE),
-        )
-        mesh = make_mesh(devices=jax.devices()[:1])
-        params = jax.tree.map(jnp.copy, setting.student_params)  # updates are donated theirs
-        self.state, optimizer, _ = init_state(setting.student, config, params, 0, mesh)
-        loss_fn = make_loss_fn(setting.student, config, reader.temperature_index(TEMPERATURE))
-        self.step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0)
-        for turn in range(setting.turns):
-            batch = self.loader.batch(turn).batch
-            key = "update", len(batch.targets_BT)
-            self._compile(key, lambda batch=batch: self.step.lower(self.state, batch))
-
-    def update(self, turn: int) -> None:
-        began = time.perf_counter()
-        batch = self.loader.batch(turn).batch
-        program = self.programs["update", len(batch.targets_BT)]
-        self.state, metrics = program(self.state, batch)
-        metrics.loss.block_until_ready()
-        self.seconds.setdefault("student update", []).append(time.perf_counter() - began)
-
-    def counts(self, turn: int) -> tuple[flops.TokenCounts, float]:
-        batch = self.loader.batch(turn).batch
-        (rows, source), target = batch.encoder_tokens_BS.shape, batch.targets_BT.shape[1]
-        counts = flops.TokenCounts.from_lengths([source] * rows, [target] * rows)
-        return counts, 1.0 - float(batch.weights_BT.sum()) / batch.targets_BT.size
 
 
 def say(line: str) -> None:
@@ -264,39 +115,64 @@ def report(title: str, theirs: Theirs, ours: Ours, args: argparse.Namespace) -> 
     """Prints the arithmetic from turns to a job; returns the figures."""
     first_epoch = args.texts / BATCH
     updates = first_epoch * args.epochs
-    compilations = len(ours.seconds["compile"])
     say(f"\n{title}: {args.texts:,} texts, {args.epochs} epochs, {updates:,.0f} updates of {BATCH}")
-    per_job = {
-        "theirs": {
-            "generate": first_epoch,
-            "teacher forward": updates,
-            "student update": updates,
-        },
-        "ours": {"compile": compilations, "label": first_epoch, "student update": updates},
+    repeated = {"generate": first_epoch, "teacher forward": updates, "student update": updates}
+    kept = {
+        "compile": len(ours.seconds["compile"]),
+        "label": first_epoch,
+        "student update": updates,
     }
     figures: dict[str, Any] = {}
-    for name, side in (("theirs", theirs), ("ours", ours)):
-        stages, turns = {}, range(side.setting.turns)
-        for stage, times in per_job[name].items():
-            mean = float(np.mean(side.seconds[stage]))
-            dollars = mean * times / 3600 * args.price_usd_per_device_hour
-            say(
-                f"  {name:7} {stage:16} {mean:8.3f} s (mean of {len(side.seconds[stage])}) x "
-                f"{times:9,.1f} = {mean * times:11,.0f} s = {dollars:9.3f} USD"
-            )
-            stages[stage] = {"seconds": side.seconds[stage], "times": times, "dollars": dollars}
+    for name, side, per_job in (("theirs", theirs, repeated), ("ours", ours, kept)):
+        stages = {
+            stage: _stage(name, stage, side.seconds[stage], times, args)
+            for stage, times in per_job.items()
+        }
         total = sum(stage["dollars"] for stage in stages.values())
-        padding = float(np.mean([side.counts(turn)[1] for turn in turns]))
+        padding = float(np.mean([side.counts(turn)[1] for turn in range(side.setting.turns)]))
         say(f"  {name:7} in all {total:.3f} USD; {padding:.0%} of decoder positions are padding")
-        figures[name] = {"stages": stages, "dollars": total, "decoder_padding": padding}
+        figures[name] = {"dollars": total, "padding": padding, "stages": stages}
     figures["ratio"] = figures["theirs"]["dollars"] / figures["ours"]["dollars"]
+    figures["ratio_by_turn"] = [
+        _seconds_of_turn(figures["theirs"], turn) / _seconds_of_turn(figures["ours"], turn)
+        for turn in range(ours.setting.turns)
+    ]
     rate = BATCH / float(np.mean(ours.seconds["student update"]))
-    say(f"  ratio {figures['ratio']:.2f}; ours trains on {rate:.1f} examples/s")
+    say(
+        f"  ratio {figures['ratio']:.2f} ({min(figures['ratio_by_turn']):.2f} to "
+        f"{max(figures['ratio_by_turn']):.2f} by turn); ours trains on {rate:.1f} examples/s"
+    )
     return figures
 
 
+def _stage(
+    side: str, stage: str, seconds: list[float], times: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One line of the arithmetic. A job does the stage `times` times."""
+    mean = float(np.mean(seconds))
+    dollars = mean * times / 3600 * args.price_usd_per_device_hour
+    say(
+        f"  {side:7} {stage:16} {mean:8.3f} s (mean of {len(seconds)}) x {times:9,.1f} = "
+        f"{mean * times:11,.0f} s = {dollars:9.3f} USD"
+    )
+    return {"seconds": seconds, "times": times, "dollars": dollars}
+
+
+def _seconds_of_turn(side: dict[str, Any], turn: int) -> float:
+    """Of a job in which everything took as long as in one turn; compilation is no turn's."""
+    seconds = 0.0
+    for name, stage in side["stages"].items():
+        times = stage["seconds"]
+        seconds += stage["times"] * (float(np.mean(times)) if name == "compile" else times[turn])
+    return seconds
+
+
 def check_baseline(theirs: Theirs) -> dict[str, Any]:
-    """Theirs beside the orientation, and beside what torch's own products reach here."""
+    """Theirs beside the orientation, and beside what torch's own products reach here.
+
+    The orientation is of another day, and maybe another machine. What a machine's speed cannot
+    explain away is the proportion of the stages, and the share of the products' own speed.
+    """
     limit = matmul_flops_per_second(theirs.setting.device)
     say(f"\nIs theirs slow? torch multiplies matrices at {limit / 1e9:,.0f} GFLOP/s here.")
     counts = [theirs.counts(turn)[0] for turn in range(theirs.setting.turns)]
@@ -304,15 +180,22 @@ def check_baseline(theirs: Theirs) -> dict[str, Any]:
         "teacher forward": [flops.training_flops(theirs.setting.teacher, c) / 3 for c in counts],
         "student update": [flops.training_flops(theirs.setting.student, c) for c in counts],
     }
-    found: dict[str, Any] = {"matmul_flops_per_second": limit}
+    mean = {stage: float(np.mean(theirs.seconds[stage])) for stage in ORIENTATION}
+    speed = sum(mean.values()) / sum(ORIENTATION.values())
+    found: dict[str, Any] = {"matmul_flops_per_second": limit, "times_orientation": speed}
     for stage, wanted in ORIENTATION.items():
-        seconds = float(np.mean(theirs.seconds[stage]))
-        found[stage] = {"seconds": seconds, "orientation": wanted}
-        line = f"  {stage:16} {seconds:6.1f} s, orientation {wanted:4.1f} s"
+        found[stage] = {"seconds": mean[stage], "orientation": wanted}
+        line = (
+            f"  {stage:16} {mean[stage]:6.1f} s, orientation {wanted:4.1f} s "
+            f"({mean[stage] / wanted - 1:+.0%}; {mean[stage] / wanted / speed - 1:+.0%} at this "
+            "machine's speed)"
+        )
         if stage in work:
-            found[stage]["share_of_matmul"] = float(np.mean(work[stage])) / seconds / limit
+            found[stage]["share_of_matmul"] = float(np.mean(work[stage])) / mean[stage] / limit
             line += f"; {found[stage]['share_of_matmul']:.0%} of the speed of products alone"
-        say(f"{line} ({seconds / wanted - 1:+.0%})")
+        say(line)
+    positions = float(np.mean([c.encoder_tokens + c.decoder_tokens for c in counts]))
+    say(f"  A batch of theirs has {positions:,.0f} positions, padding included.")
     return found
 
 
@@ -353,10 +236,8 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    transformers.utils.logging.set_verbosity_error()
+def setting(args: argparse.Namespace) -> Setting:
+    """Networks, weights and texts; EOS at the length of the gold target."""
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
     dtype = "bfloat16" if gpu else "float32"
 
@@ -367,37 +248,53 @@ def main() -> None:
 
     teacher, student = network(args.teacher), network("small")
     mesh = make_mesh(devices=jax.devices()[:1])
-    teacher_params, student_params = init_params(teacher, 0, mesh), init_params(student, 1, mesh)
-    if gpu:
-        teacher_params = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher_params)
+    # In one program, so that no whole tree in float32 stands beside the one that is kept.
+    teacher_params = jax.jit(
+        lambda: jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(teacher, 0, mesh))
+    )()
+    student_params = init_params(student, 1, mesh)
     examples, origin = wlp_examples(args.pieces)
-    kind = jax.devices()[0].device_kind
-    say(f"WLP from {origin}; {kind}, {dtype}; T5-{args.teacher} v1.1 teaches T5-small v1.1")
-    drawn = np.random.default_rng(0).permutation(len(examples)).tolist()
-    figures: dict[str, Any] = {}
-    for title, turns in (("forced", args.repeats), ("unforced", args.unforced_repeats)):
-        if turns:
-            sample = some(examples, drawn[: turns * BATCH])
-            ends_N = np.diff(sample.target_offsets)
-            if title == "unforced":
-                ends_N = np.full_like(ends_N, MAX_TOKENS + 1)
-            say(f"\n{title}, {turns} turns")
-            theirs, ours = contest(
-                Setting(
-                    sample,
-                    ends_N,
-                    teacher,
-                    student,
-                    teacher_params,
-                    student_params,
-                    "cuda" if gpu else "cpu",
-                )
-            )
-            figures[title] = report(title, theirs, ours, args)
-            if title == "forced" and args.teacher == "base" and not gpu:
-                figures["baseline"] = check_baseline(theirs)
+    say(
+        f"WLP from {origin}; {jax.devices()[0].device_kind}, {dtype}; T5-{args.teacher} v1.1 "
+        "teaches T5-small v1.1"
+    )
+    drawn = np.random.default_rng(0).permutation(len(examples))[: args.repeats * BATCH]
+    sample = some(examples, drawn.tolist())
+    device = "cuda" if gpu else "cpu"
+    ends_N = np.diff(sample.target_offsets)
+    return Setting(sample, ends_N, teacher, student, teacher_params, student_params, device)
+
+
+def unforced(whole: Setting, turns: int) -> Setting:
+    """The first turns of a setting, whose answers never end before MAX_TOKENS."""
+    texts = range(turns * BATCH)
+    never_N = np.full(len(texts), MAX_TOKENS + 1)
+    return whole._replace(sample=some(whole.sample, texts), lengths_N=never_N)
+
+
+def main() -> None:
+    keep_freed_memory()  # as a run does; it serves both sides
+    args = parse()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    transformers.utils.logging.set_verbosity_error()
+    whole = setting(args)
+    say(f"\nforced, {args.repeats} turns")
+    theirs, ours = contest(whole)
+    figures = {"forced": report("forced", theirs, ours, args)}
+    if args.teacher == "base" and whole.device == "cpu":
+        figures["baseline"] = check_baseline(theirs)
+    del theirs, ours
+    if args.unforced_repeats:
+        say(f"\nunforced, {args.unforced_repeats} turns")
+        sides = contest(unforced(whole, min(args.unforced_repeats, args.repeats)))
+        figures["unforced"] = report("unforced", *sides, args)
     if args.json:
-        facts = {"origin": origin, "device": kind, "dtype": dtype, "arguments": vars(args)}
+        facts = {
+            "data": "DORA_DATA_DIR" if os.environ.get("DORA_DATA_DIR") else "bundled sample",
+            "device": jax.devices()[0].device_kind,
+            "dtype": whole.teacher.dtype,
+            "arguments": vars(args),
+        }
         content = {"ratio": figures["forced"]["ratio"], **facts, **figures}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
