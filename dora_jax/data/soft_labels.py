@@ -26,6 +26,7 @@ import numpy as np
 
 from dora_jax.config import to_dict
 from dora_jax.shapes import EOS_ID
+from dora_jax.whole_files import write_whole
 
 FORMAT_VERSION = 2  # 2: the manifest says whether the entries are the largest, or drawn
 _MANIFEST = "manifest.json"
@@ -153,7 +154,7 @@ class SoftLabelWriter:
         lengths = [len(row.tokens_T) for row in rows]
         records_file, index_file = _shard_files(self._directory, shard)
         # The index last: until it is there, or while it is an old one, the shard is pending.
-        _write_aside(records_file, records)
+        write_whole(records_file, records, durable=True)
         index = {
             "examples": [examples.start, examples.stop],
             "lengths": lengths,
@@ -388,13 +389,4 @@ def _read_json(file: Path) -> Any:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    _write_aside(file, (json.dumps(content) + "\n").encode())
-
-
-def _write_aside(file: Path, content: bytes) -> None:
-    aside = file.with_name(file.name + ".tmp")
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, file)
+    write_whole(file, json.dumps(content) + "\n", durable=True)
