@@ -57,7 +57,8 @@ def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> 
             for source in sources:
                 leaf = leaves[path] if source.layer is None else leaves[path][source.layer]
                 tensor = torch.from_dlpack(jnp.asarray(leaf, jnp.float32))
-                targets[source.name].copy_(tensor.T if names.is_transposed(path) else tensor)
+                transposed = names.is_transposed(path) and tensor.ndim == 2
+                targets[source.name].copy_(tensor.T if transposed else tensor)
     return model
 
 
