@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import read_rows, tiny_networks
+from tiny_run import read_rows, tiny_stages
 
 from dora_jax.config import DataConfig, OwnTaskConfig, RunConfig
 from dora_jax.launch import data, run
@@ -279,7 +279,7 @@ COUNTS = {
 }
 SHORT = [
     "--scale=rehearsal",
-    *tiny_networks(),
+    *tiny_stages(),
     *(f"--gin.{name}={value}" for name, value in COUNTS.items()),
 ]
 

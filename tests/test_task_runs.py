@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny_networks
+from tiny_run import tiny_stages
 
 from dora_jax.config import RunConfig
 from dora_jax.launch import run, run_files
@@ -16,8 +16,9 @@ from dora_jax.launch.gin_config import Override, build
 from dora_jax.tasks.task import get_task
 
 TASKS = ("fever", "multipit_gen", "multipit_id", "nq", "stanceosaurus", "wlp")
-# Few updates and rows, and a vocabulary that few rows allow; lengths are the recipe's. Its networks
-# take a minute a task to compile, and are trained by `make run` and by CI on the real WLP files.
+# Few updates and rows, and a vocabulary that few rows allow; lengths of targets are the recipe's.
+# Its networks take a minute a task to compile, and are trained by `make run` and by CI on the real
+# WLP files. Where shapes are alike tasks share compiled programs.
 SHORTENED = {
     "TEACHER_PRETRAIN_STEPS": 2,
     "STUDENT_PRETRAIN_STEPS": 2,
@@ -28,6 +29,7 @@ SHORTENED = {
     "WARMUP_STEPS": 0,
     "EVAL_STEPS": 0,
     "VOCABULARY_PIECES": 500,
+    "VOCAB_SIZE": 768,
     "NUM_UNLABELED": 100,
     "NUM_VALIDATION": 8,
     "NUM_TEST": 16,
@@ -123,8 +125,12 @@ def test_the_rehearsal_runs_to_its_end(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "set_up_jax", lambda _: None)
-    settings = {**SHORTENED, "MODEL_DIR": repr(str(tmp_path / task))}
-    given = [*tiny_networks(), *(f"--gin.{name}={value}" for name, value in settings.items())]
+    lengths = {"inputs": 96, "targets": config_of(task, "rehearsal").data.target_length}
+    settings = SHORTENED | {
+        "MODEL_DIR": repr(str(tmp_path / task)),
+        "TASK_FEATURE_LENGTHS": lengths,
+    }
+    given = [*tiny_stages(), *(f"--gin.{name}={value}" for name, value in settings.items())]
     status = run.main([f"--gin_file=gin/{task}_distill.gin", "--scale=rehearsal", *given])
     out, err = capsys.readouterr()
     assert status == 0, err

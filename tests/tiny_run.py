@@ -91,14 +91,21 @@ def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "devices", lambda: one)
 
 
-def tiny_networks() -> list[str]:
-    """Flags that give a run file's teacher and student one narrow layer each."""
+def tiny_stages() -> list[str]:
+    """Flags that give a run file networks of one narrow layer.
+
+    Every update has one example, and rates are alike, so that stages share compiled programs.
+    """
     fields = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
     fields |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    rates = ("LEARNING_RATE", "TEACHER_LEARNING_RATE", "PRETRAIN_LEARNING_RATE")
+    settings = dict.fromkeys((*rates, "student_pretrain/OptimizerConfig.learning_rate"), 2e-3)
+    settings |= dict.fromkeys(("BATCH_SIZE", "PRETRAIN_BATCH_SIZE"), 1)
     return [
         "--gin.TEACHER=@tiny/T5Config()",
         "--gin.STUDENT=@tiny/T5Config()",
         *(f"--gin.tiny/T5Config.{field}={value}" for field, value in fields.items()),
+        *(f"--gin.{name}={value}" for name, value in settings.items()),
     ]
 
 
