@@ -12,11 +12,12 @@ import pytest
 from jax.sharding import Mesh
 from tiny_run import NETWORK, TRAIN, compiling_cheaply, on_one_device, open_run, tiny_config
 
+from dora_jax import predict
 from dora_jax.config import LabelConfig, ModelSource, RunConfig, T5Config
 from dora_jax.data.soft_labels import SoftLabelReader
 from dora_jax.data.token_store import concatenate
 from dora_jax.model import t5
-from dora_jax.model.decode import forced_label
+from dora_jax.model.decode import SoftLabels, forced_label
 from dora_jax.model.sampling import Sampling
 from dora_jax.model.t5 import Params
 from dora_jax.parallel.mesh import make_mesh
@@ -129,3 +130,29 @@ def test_drawn_answers_are_those_of_sampling_whatever_the_batch() -> None:
 def test_drawing_and_ruling_repetitions_out_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="only greedy decoding rules repetitions out"):
         LabelConfig(sampling_temperature=1.0, no_repeat_ngram_size=5)
+
+
+def test_sources_are_padded_to_as_many_widths_as_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of rows of 1 to 80 tokens: 16, 32, 48, 64, 80; or 48 and 80; or 80."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params = init_params(NETWORK, 0, mesh)
+    sources = [[5] * length for length in range(1, 81, 8)]
+    examples = Examples(*concatenate(sources), *concatenate([[]] * len(sources)))
+    seen: set[int] = set()
+
+    def record(network: T5Config, params: Params, tokens_BS: jax.Array, *_: object) -> tuple:
+        seen.add(tokens_BS.shape[1])
+        rows = len(tokens_BS)
+        soft = SoftLabels(*(np.zeros((rows, 1, 1)) for _ in range(4)))
+        return np.ones((rows, 1), np.int32), soft
+
+    monkeypatch.setattr(predict, "greedy_label", record)
+    for widths, wanted in ((5, {16, 32, 48, 64, 80}), (2, {48, 80}), (1, {80})):
+        seen.clear()
+        config = LabelConfig(batch_size=1, widths=widths)
+        lengths = {"source_length": 80, "target_length": 1}
+        every = range(len(sources))
+        label_examples(NETWORK, params, examples, every, config, mesh=mesh, **lengths)
+        assert seen == wanted

@@ -198,13 +198,13 @@ def test_what_is_left_open_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_one_device(monkeypatch)
-    monkeypatch.setattr(label_choice, "TOP_KS", (4, 320))  # the second is exact
+    monkeypatch.setattr(label_choice, "TOP_KS", (4, 310, 320))  # the last is exact
     directory, lines = tmp_path / "open", []
     how, labels = labelled(config_of(directory, OPEN), lines)
     assert how == dataclasses.replace(
         OPEN, top_k=how.top_k, batch_size=how.batch_size, widths=how.widths
     )
-    assert how.top_k == 320
+    assert how.top_k == 310  # and not the exact one
     assert how.batch_size in label_cost.BATCH_SIZES
     outputs = manifest_of(directory, label_choice.STAGE)["outputs"]
     assert outputs["chosen"] == {
@@ -215,7 +215,7 @@ def test_what_is_left_open_is_measured_once(
     assert outputs["costs"][0]["batch_size"] == 64
     assert outputs["costs"][0]["batch_seconds"] > 0
     assert outputs["teacher_forward_seconds"] > 0
-    assert [choice["top_k"] for choice in outputs["entries"]["choices"]] == [4, 320]
+    assert [choice["top_k"] for choice in outputs["entries"]["choices"]] == [4, 310, 320]
     assert outputs["entries"]["choices"][0]["errors"]["bucket"]["gradient"] > 0.01
     said = "\n".join(lines)
     for wanted in (f"taken: TOP_K = {how.top_k}", f"taken: LABEL_BATCH_SIZE = {how.batch_size}"):
@@ -232,6 +232,20 @@ def test_what_is_left_open_is_measured_once(
     records = [name for name in before if name.endswith(".records")]
     assert len(records) == 3
     assert all((same / name).read_bytes() == before[name] for name in records)
+
+
+def test_where_no_k_is_near_enough_the_nearest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_one_device(monkeypatch)
+    monkeypatch.setattr(label_choice, "TOP_KS", (4, 8))
+    lines: list[str] = []
+    how = dataclasses.replace(OPEN, batch_size=8)
+    assert labelled(config_of(tmp_path / "near", how), lines)[0] == dataclasses.replace(
+        how, top_k=8
+    )
+    assert "none is within 0.01" in lines[-1]
+    assert not any("LABEL_BATCH_SIZE" in line for line in lines), lines
 
 
 def test_updates_that_do_not_draw_every_text_are_told_of(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dora_jax.config import LabelConfig
-from dora_jax.data import packing
+from dora_jax.data.loader import PackedLoader, balanced_row_lengths
 from dora_jax.data.packing import Example
 from dora_jax.data.token_store import TokenStore
 from dora_jax.model.t5 import T5, Params
@@ -194,7 +194,8 @@ def _forward_seconds(
 
     @jax.jit
     def forward(params: Params, batch: Seq2SeqBatch) -> jax.Array:
-        return jnp.max(T5(teacher.network).apply({"params": params}, batch), axis=-1)
+        logits_BTV = T5(teacher.network).apply({"params": params}, batch)
+        return jnp.max(cast(jax.Array, logits_BTV), axis=-1)
 
     jax.block_until_ready(forward(params, batch))
     began = time.perf_counter()
@@ -205,17 +206,34 @@ def _forward_seconds(
 def _packed(
     context: RunContext, examples: Examples, answers: Mapping[int, np.ndarray]
 ) -> Seq2SeqBatch:
-    """Answers of all lengths in one update's batch."""
-    count = context.config.distill.batch_size
-    every = max(1, len(answers) // count)
-    taken = [Example(examples.source(i), answers[i]) for i in sorted(answers)[::every][:count]]
-    lengths = context.config.data.source_length, context.config.data.target_length
-    placement = packing.place(
-        np.array([len(example.source) for example in taken]),
-        np.array([len(example.target) for example in taken]),
-        *lengths,
+    """One update's batch, as training packs it."""
+    train, data = context.config.distill, context.config.data
+    source = _Answered([Example(examples.source(i), tokens) for i, tokens in answers.items()])
+    source_length, target_length = balanced_row_lengths(
+        source,
+        train.pack_source_length or data.source_length,
+        train.pack_target_length or data.target_length,
     )
-    shards = data_shards(context.mesh)
-    num_rows = -(-placement.num_rows // shards) * shards
-    batch = packing.fill(taken, placement, num_rows, *lengths)
-    return jax.device_put(batch, partitioning.batch_sharding(context.mesh))
+    loader = PackedLoader(
+        source,
+        batch_size=train.batch_size,
+        source_length=source_length,
+        target_length=target_length,
+        seed=0,
+        row_multiple=data_shards(context.mesh),
+        max_row_buckets=1,
+    )
+    return jax.device_put(loader.batch(0).batch, partitioning.batch_sharding(context.mesh))
+
+
+class _Answered:
+    """Texts with the teacher's answers, for the loader."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def example(self, index: int, epoch: int) -> Example:
+        return self._examples[index]
