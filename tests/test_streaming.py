@@ -1,4 +1,4 @@
-"""Large checkpoints stream: beyond the parameters, memory holds a few arrays of them."""
+"""Checkpoints of several GB stream: beyond the parameters, memory holds a few arrays of them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dora_jax.config import T5Config
 
 PROBE = Path(__file__).with_name("streaming_probe.py")
 GB = 10**9
-# 1.3 GB of parameters, in the proportions of a large T5.
+# 2.4 GB of parameters, in the proportions of a large T5.
 NETWORK = T5Config(
     vocab_size=32128,
     emb_dim=1024,
     num_heads=16,
-    num_encoder_layers=10,
-    num_decoder_layers=10,
+    num_encoder_layers=20,
+    num_decoder_layers=20,
     mlp_dim=2816,
 )
 SHAPES = placement.shapes(NETWORK)
@@ -154,7 +154,7 @@ def test_peak_memory_is_bounded(
         shutil.rmtree(tmp_path)
     assert ended.returncode == 0, ended.stderr
     measured = json.loads(ended.stdout)
-    assert measured["parameters"] == sum(map(num_bytes, SHAPES.values())) > GB
+    assert measured["parameters"] == sum(map(num_bytes, SHAPES.values())) > 2 * GB
     beyond = measured["rise"] - measured["parameters"]
     largest = max(map(num_bytes, stored.values()))
     print(f"\n{write.__name__}: {beyond / GB:.2f} GB beyond, largest {largest / GB:.2f} GB")
