@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -145,14 +146,21 @@ def test_sources_are_padded_to_as_many_widths_as_are_asked_for(
     def record(network: T5Config, params: Params, tokens_BS: jax.Array, *_: object) -> tuple:
         seen.add(tokens_BS.shape[1])
         rows = len(tokens_BS)
-        soft = SoftLabels(*(np.zeros((rows, 1, 1)) for _ in range(4)))
+        soft = SoftLabels(*(jnp.zeros((rows, 1, 1)) for _ in range(4)))
         return np.ones((rows, 1), np.int32), soft
 
     monkeypatch.setattr(predict, "greedy_label", record)
     for widths, wanted in ((5, {16, 32, 48, 64, 80}), (2, {48, 80}), (1, {80})):
         seen.clear()
         config = LabelConfig(batch_size=1, widths=widths)
-        lengths = {"source_length": 80, "target_length": 1}
-        every = range(len(sources))
-        label_examples(NETWORK, params, examples, every, config, mesh=mesh, **lengths)
+        label_examples(
+            NETWORK,
+            params,
+            examples,
+            range(len(sources)),
+            config,
+            source_length=80,
+            target_length=1,
+            mesh=mesh,
+        )
         assert seen == wanted

@@ -81,7 +81,7 @@ def test_the_search_follows_the_cost(
 def test_measuring_ends_when_it_costs_a_share_of_the_job() -> None:
     clock = iter([4.0, 6.0, 100.0])  # a job of 100 s allows 5 of them
     taken, tried = cheapest(
-        lambda *choice: cost(*choice, 100 - choice[0] / 64), lambda: next(clock)
+        lambda batch, widths: cost(batch, widths, 100 - batch / 64), lambda: next(clock)
     )
     assert [one.batch_size for one in tried] == [64, 128]
     assert taken.batch_size == 128
@@ -126,8 +126,9 @@ def pool(lengths: Sequence[int]) -> Examples:
 
 def timer(examples: Examples) -> LabelTimer:
     mesh = make_mesh(devices=jax.devices()[:1])
-    lengths = {"source_length": 80, "target_length": 8}
-    return LabelTimer(NETWORK, None, examples, LabelConfig(), mesh=mesh, **lengths)
+    return LabelTimer(
+        NETWORK, None, examples, LabelConfig(), source_length=80, target_length=8, mesh=mesh
+    )
 
 
 def test_the_cost_of_a_job_is_that_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:

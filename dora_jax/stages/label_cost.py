@@ -114,7 +114,7 @@ class LabelTimer:
         self._teacher = network, params
         self._examples = examples
         self._config = config
-        self._lengths = {"source_length": source_length, "target_length": target_length}
+        self._source_length, self._target_length = source_length, target_length
         self._mesh = mesh
         self._check_stop = check_stop
         self._program_seconds: dict[int, float] = {}  # by batch size
@@ -158,9 +158,10 @@ class LabelTimer:
             self._examples,
             indices,
             config,
+            source_length=self._source_length,
+            target_length=self._target_length,
             mesh=self._mesh,
             after_batch=lambda _: self._check_stop(),
-            **self._lengths,
         )
         seconds = time.perf_counter() - began
         self.answers.update((i, row.tokens_T) for i, row in zip(indices, rows, strict=True))
@@ -190,7 +191,7 @@ class LabelTimer:
             for batch in evaluation_batches(
                 self._examples,
                 config.batch_size,
-                self._lengths["source_length"],
+                self._source_length,
                 part,
                 config.widths,
             )
