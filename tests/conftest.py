@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,17 +23,35 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="module")
 def compiled_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Programs that are hardly optimised, and compiled once for all files of a process."""
-    from tiny_run import compiling_cheaply  # which imports the engine; most files need less
-
-    with compiling_cheaply(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
 def one_device() -> Iterator[None]:
     """Programs for all eight take several times as long to compile."""
-    from tiny_run import on_one_device
+    yield from _only(1)
 
+
+@pytest.fixture(scope="module")
+def two_devices() -> Iterator[None]:
+    """The least that a mesh can split work over."""
+    yield from _only(2)
+
+
+def _only(count: int) -> Iterator[None]:
+    some = jax.devices()[:count]
     with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
+        patch.setattr(jax, "devices", lambda: some)
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from tiny_run import NETWORK, TRAIN, compiling_cheaply, on_one_device, open_run, tiny_config
+from tiny_run import NETWORK, TRAIN, open_run, tiny_config
 
 from dora_jax import predict
 from dora_jax.config import LabelConfig, ModelSource, RunConfig, T5Config
@@ -31,11 +30,7 @@ from dora_jax.stages.prepare import prepare
 from dora_jax.stages.train import distill, finetune
 from dora_jax.train.step import init_params
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_cheaply", "one_device")
 
 
 def fond_of_padding(network: T5Config, mesh: Mesh) -> Params:
@@ -47,10 +42,7 @@ def fond_of_padding(network: T5Config, mesh: Mesh) -> Params:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_ids_that_only_the_teacher_has_are_never_labelled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
-) -> None:
-    on_one_device(monkeypatch)
+def test_ids_that_only_the_teacher_has_are_never_labelled(tmp_path: Path, tied: bool) -> None:
     wide = dataclasses.replace(NETWORK, vocab_size=384, logits_via_embedding=tied)
     short = dataclasses.replace(TRAIN, train_steps=2, eval_every_steps=0)
     how = LabelConfig(top_k=8, batch_size=8, shard_examples=24)
@@ -86,7 +78,6 @@ def test_ids_that_only_the_teacher_has_are_never_labelled(
 def test_a_teacher_no_wider_than_the_student_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_one_device(monkeypatch)
     config = tiny_config(tmp_path / "run", teach=dataclasses.replace(TRAIN, train_steps=1))
     with open_run(config) as context:
         store = prepare(context)

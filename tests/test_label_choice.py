@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ import pytest
 from tiny_run import (
     NETWORK,
     TRAIN,
-    compiling_cheaply,
     manifest_of,
-    on_one_device,
     open_run,
     snapshot,
     tiny_config,
@@ -33,6 +31,8 @@ from dora_jax.stages.label_cost import Cost, LabelTimer, cheapest
 from dora_jax.stages.prepare import prepare
 from dora_jax.stages.train import finetune
 from dora_jax.train.step import init_params
+
+pytestmark = pytest.mark.usefixtures("compiled_cheaply", "one_device")
 
 OPEN = LabelConfig(top_k=0, batch_size=0, shard_examples=8)
 
@@ -173,12 +173,6 @@ def test_a_batch_beyond_memory_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> 
 # --- A run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with compiling_cheaply(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 def config_of(directory: Path, how: LabelConfig) -> RunConfig:
     teach = dataclasses.replace(TRAIN, eval_every_steps=0)
     return tiny_config(directory, teach=teach, label=how)
@@ -198,7 +192,6 @@ def labelled(config: RunConfig, lines: list[str]) -> tuple[LabelConfig, Path]:
 def test_what_is_left_open_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_one_device(monkeypatch)
     monkeypatch.setattr(label_choice, "TOP_KS", (4, 310, 320))  # the last is exact
     directory, lines = tmp_path / "open", []
     how, labels = labelled(config_of(directory, OPEN), lines)
@@ -238,7 +231,6 @@ def test_what_is_left_open_is_measured_once(
 def test_where_no_k_is_near_enough_the_nearest_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_one_device(monkeypatch)
     monkeypatch.setattr(label_choice, "TOP_KS", (4, 8))
     lines: list[str] = []
     how = dataclasses.replace(OPEN, batch_size=8)
@@ -252,7 +244,6 @@ def test_where_no_k_is_near_enough_the_nearest_is_taken(
 def test_updates_that_do_not_draw_every_text_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_one_device(monkeypatch)
     lines: list[str] = []
     how = dataclasses.replace(OPEN, top_k=8)
     short = dataclasses.replace(TRAIN, train_steps=2, batch_size=4)

@@ -20,6 +20,8 @@ from dora_jax.model.t5 import plain_batch  # noqa: E402
 from dora_jax.shapes import Seq2SeqBatch  # noqa: E402
 from dora_jax.train.step import make_loss_fn, make_online_loss_fn  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("compiled_cheaply")
+
 V, TEMPERATURE = 48, 2.0
 SOURCES_BS, _ = reference.random_rows(0, 4, 9, 7)
 TARGETS_BT = np.random.default_rng(1).integers(2, V, (4, 7)).astype(np.int32)

@@ -20,13 +20,13 @@ from dora_jax.config import T5Config
 
 PROBE = Path(__file__).with_name("streaming_probe.py")
 GB = 10**9
-# 2.4 GB of parameters, in the proportions of a large T5.
+# 2.1 GB of parameters, in the proportions of a large T5.
 NETWORK = T5Config(
     vocab_size=32128,
     emb_dim=1024,
     num_heads=16,
-    num_encoder_layers=20,
-    num_decoder_layers=20,
+    num_encoder_layers=15,
+    num_decoder_layers=15,
     mlp_dim=2816,
 )
 SHAPES = placement.shapes(NETWORK)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from dora_jax.checkpoints import native
@@ -65,30 +62,6 @@ TRAIN = TrainConfig(
     checkpoint_every_steps=2,
     log_every_steps=2,
 )
-
-
-@contextlib.contextmanager
-def compiling_cheaply(folder: Path) -> Iterator[None]:
-    """Hardly optimised programs, kept in a folder: most stages compile the same step."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs for the eight of the tests take several times as long to compile."""
-    one = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: one)
 
 
 def tiny_stages() -> list[str]:
