@@ -112,7 +112,7 @@ def exit_status(run: Callable[[], int], debug: bool) -> int:
             f"no space is left: {error}. What was finished before is whole; free some space and "
             "run the same command again."
         )
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")  # at once: other threads may be writing too
     return EXIT_ERROR
 
 
