@@ -287,9 +287,10 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == EXIT_ERROR, err
-    # In one piece; TensorStore's threads write tracebacks of their own meanwhile, even into a line.
+    # In one piece, and not among the tracebacks of TensorStore's threads.
     told = "error: no space is left: .* free some space and run the same command again[.]\n"
     assert len(re.findall(told, err)) == 1, err
+    assert "Event loop is closed" not in err
     assert {stage: snapshot(small_disk / stage) for stage in finished} == finished
     (small_disk / "filler").unlink()
     end(place.start(small_disk.name))

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Of the tensors that could not be written, the first one's error is raised to us; asyncio would
 # print the tracebacks of all the others.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+_tell_unraisable = sys.unraisablehook
+
+
+def _tell_unless_loop_closed(unraisable: Any) -> None:
+    """Where a save fails, TensorStore's threads find Orbax's event loop closed, hundreds of times.
+
+    Each would print a traceback around the message that says what failed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _tell_unraisable(unraisable)
+
+
+sys.unraisablehook = _tell_unless_loop_closed
 
 
 class Checkpoints:
