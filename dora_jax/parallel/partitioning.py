@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from dora_jax import shapes
 
@@ -35,28 +36,35 @@ def spec(
     Raises:
       ValueError: if a logical axis has no rule, or two of them ask for one mesh axis.
     """
-    mesh_axes = []
+    wanted = []
     for axis in axes:
         if axis is not None and axis not in rules:
             raise ValueError(
                 f"No rule for the logical axis {axis!r}; the table knows {', '.join(rules)}."
             )
-        mesh_axes.append(None if axis is None else rules[axis])
-    used = [name for entry in mesh_axes for name in _names(entry)]
+        wanted.append(None if axis is None else rules[axis])
+    used = mesh_axes(wanted)
     twice = {name for name in used if used.count(name) > 1}
     if twice:
         raise ValueError(
-            f"Logical axes {axes} map to the mesh axes {mesh_axes}: {', '.join(twice)} would be "
+            f"Logical axes {axes} map to the mesh axes {wanted}: {', '.join(twice)} would be "
             "used twice in one array. Change one of the rules."
         )
-    return PartitionSpec(*mesh_axes)
+    return PartitionSpec(*wanted)
+
+
+def mesh_axes(wanted: Iterable[Any]) -> tuple[str, ...]:
+    """All mesh axes that an array with this spec is split over."""
+    return tuple(name for entry in wanted for name in _names(entry))
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
-def _fits(shape: tuple[int, ...], wanted: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+def _fits(
+    shape: tuple[int, ...], wanted: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Drops mesh axes that do not divide their dimension (6 heads over 4 devices)."""
 
     def size(entry: Any) -> int:
@@ -73,20 +81,44 @@ def _fits(shape: tuple[int, ...], wanted: PartitionSpec, mesh: Mesh) -> Partitio
     )
 
 
-def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree as `jax.eval_shape(model.init)` returns it.
+def leaf_sharding(leaf: Any, mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """A leaf with logical axes (Flax's `LogicallyPartitioned` box) follows the table.
 
-    Leaves that carry logical axes (Flax's `LogicallyPartitioned` boxes) follow the table;
-    plain leaves are replicated.
+    A plain one is whole on every device.
     """
+    if isinstance(leaf, nn.LogicallyPartitioned):
+        return NamedSharding(mesh, _fits(leaf.value.shape, spec(leaf.names), mesh))
+    return NamedSharding(mesh, PartitionSpec())
 
-    def one(leaf: Any) -> NamedSharding:
-        if isinstance(leaf, nn.LogicallyPartitioned):
-            return NamedSharding(mesh, _fits(leaf.value.shape, spec(leaf.names), mesh))
-        return NamedSharding(mesh, PartitionSpec())
 
+def tree_shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shardings for a tree as `jax.eval_shape(model.init)` returns it, leaf by leaf."""
     return jax.tree.map(
-        one, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+        lambda leaf: leaf_sharding(leaf, mesh),
+        abstract,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+
+
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every host has whole, onto the devices; each takes its own piece of it."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def place_rows(rows: Any, num_rows: int, mesh: Mesh) -> Any:
+    """This host's rows of a batch, onto its devices: global arrays of `num_rows` rows.
+
+    Args:
+      rows: a tree of numpy arrays; along the first axis the rows of `mesh.own_shards`.
+      num_rows: of all hosts together.
+      mesh: whose data shards divide `num_rows`.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda own: jax.make_array_from_process_local_data(
+            sharding, own, (num_rows, *own.shape[1:])
+        ),
+        rows,
     )
 
 
