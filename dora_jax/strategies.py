@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from dora_jax.config import ModelSource
+from dora_jax.cost.charging import STAGES
 from dora_jax.cost.ledger import LABELS
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
@@ -17,26 +18,8 @@ from dora_jax.stages.context import RunContext
 from dora_jax.stages.evaluate import evaluate
 from dora_jax.stages.label import label, within
 from dora_jax.stages.label_choice import choose
-from dora_jax.stages.prepare import STAGE as PREPARE
 from dora_jax.stages.prepare import prepare
 from dora_jax.stages.train import Model, distill, finetune, pretrain
-
-# The stages each result of a run has paid for.
-STAGES = {
-    "teacher": (PREPARE, LABELS, "pretrain-teacher", "teach", "evaluate-teacher"),
-    "annotate": (PREPARE, LABELS, "pretrain-student", "annotate", "evaluate-annotate"),
-    "distill": (
-        PREPARE,
-        LABELS,
-        "pretrain-teacher",
-        "teach",
-        "choose-labels",
-        "label",
-        "pretrain-student",
-        "distill",
-        "evaluate-distill",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)

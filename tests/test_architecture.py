@@ -37,8 +37,10 @@ LEVELS = {
     "dora_jax.model": 3,
     "dora_jax.parallel": 3,
     "dora_jax.checkpoints": 4,
+    "dora_jax.run_folders": 4,
     "dora_jax.tasks": 4,
     "dora_jax.predict": 5,
+    "dora_jax.run_records": 5,
     "dora_jax.train": 5,
     "dora_jax.stages": 6,
     "dora_jax.strategies": 7,
@@ -52,7 +54,7 @@ MAY_IMPORT_TORCH = {
     ("dora_jax/checkpoints/tensor_files.py", "_torch"),
     ("dora_jax/metrics/bert_score.py", "_load_encoder"),
 }
-MAY_READ_SCALE = {"dora_jax/cost/ledger.py", "dora_jax/stages/context.py"}  # to write it down
+MAY_READ_SCALE = {"dora_jax/cost/ledger_rows.py", "dora_jax/stages/context.py"}  # to write it down
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80

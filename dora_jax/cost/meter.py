@@ -153,7 +153,7 @@ class Meter:
         self._lock = threading.RLock()  # guards everything above, and the charges
         self._file_lock = threading.Lock()  # always taken before the other, never after
         self._charges: list[Charge] = []
-        for charge in _load(self._path, is_billed):
+        for charge in unbilled(self._path, is_billed):
             self._add(charge)
         # Unbilled start-up seconds are those of a process that did not live to bill them.
         unfinished = any(c.stage == LAUNCH and "startup" in c.seconds for c in self._charges)
@@ -362,8 +362,12 @@ class Meter:
         self._charges.append(charge)
 
 
-def _load(path: Path, is_billed: Callable[[str], bool]) -> list[Charge]:
-    """The unbilled charges of a meter's file, all open; those the ledger has are left out."""
+def unbilled(path: Path, is_billed: Callable[[str], bool]) -> list[Charge]:
+    """The charges of a meter's file, all open; those the ledger has are left out.
+
+    Raises:
+      ValueError: the file is not one that a meter wrote.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

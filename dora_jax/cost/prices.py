@@ -18,7 +18,8 @@ from typing import Any
 
 BOOK_VERSION = 1
 KINDS = ("on-demand", "spot")
-LABEL_UNITS = ("label", "llm_token")
+LABEL_UNITS = ("label",)
+INPUT_TOKENS, OUTPUT_TOKENS = TOKEN_UNITS = ("million input tokens", "million output tokens")
 DEVICE_UNITS = ("gpu", "chip", "core", "board", "host")
 UNDATED = "undated"
 NOT_PRICED = "not priced: set PRICE_USD_PER_DEVICE_HOUR"
@@ -182,6 +183,21 @@ class PriceBook:
             )
         return max(prices, key=lambda price: price._rank)
 
+    def token_price(self, model: str, unit: str) -> Price:
+        """USD for a million tokens of a language model, `INPUT_TOKENS` or `OUTPUT_TOKENS`.
+
+        Raises:
+          ValueError: the book has no such price for the model.
+        """
+        prices = [p for p in self.entries if p.item == model and p.unit == unit]
+        if not prices:
+            known = sorted({p.item for p in self.entries if p.unit == unit}) or ["none"]
+            raise ValueError(
+                f"{self.path} has no price per {unit} for model {model!r}; it has them for "
+                f"{', '.join(known)}. Bring a price book with an entry for it."
+            )
+        return max(prices, key=lambda price: price._rank)
+
 
 def _per_device(price: Price) -> Price:
     if price.devices_per_unit == 1:
@@ -225,7 +241,7 @@ def _read_entry(where: str, row: Any) -> Price:
     _check_date(where, price.date)
     for name, value, allowed in (
         ("kind", price.kind, KINDS),
-        ("unit", price.unit, LABEL_UNITS + DEVICE_UNITS),
+        ("unit", price.unit, (*LABEL_UNITS, *TOKEN_UNITS, *DEVICE_UNITS)),
         ("host_included", price.host_included, (True, False, None)),
     ):
         if value not in allowed:
@@ -251,7 +267,8 @@ def _check_together(path: str, prices: tuple[Price, ...]) -> None:
     units: dict[str, tuple[str, int]] = {}
     on_demand: dict[tuple[str, str], float] = {}
     for price in prices:
-        unit = (price.unit, price.devices_per_unit)
+        tokens = price.unit in TOKEN_UNITS  # what is read and what is written cost differently
+        unit = ("million tokens" if tokens else price.unit, price.devices_per_unit)
         if units.setdefault(price.item, unit) != unit:
             raise ValueError(
                 f"{path}: {price.item} is priced per {units[price.item]} and per {unit}; all "
