@@ -18,21 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dora_jax.config import T5Config
-from dora_jax.cost.prices import device_item
-
-# Dense bf16 operations per second of one JAX device, which is a GPU or a TPU chip here.
-# Source: vendors' datasheets: NVIDIA A100, H100 SXM and H200 SXM Tensor Core GPU (their
-# sparse figures halved); Google Cloud TPU system architecture pages for v4, v5e, v5p, v6e.
-PEAK_BF16_FLOPS_PER_SECOND = {
-    "a100": 312e12,
-    "a100-40gb": 312e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "v4": 275e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v6e": 918e12,
-}
+from dora_jax.cost import hardware
 
 
 class TokenCounts(NamedTuple):
@@ -159,7 +145,8 @@ def decoding_flops(config: T5Config, tokens: TokenCounts) -> float:
 
 def peak_flops_per_second(device_kind: str) -> float | None:
     """Dense bf16 peak of one JAX device; None for one that is not in the table, like a CPU."""
-    return PEAK_BF16_FLOPS_PER_SECOND.get(device_item(device_kind))
+    found = hardware.find(device_kind)
+    return None if found is None else found.peak_bf16_flops_per_second
 
 
 def mfu(flops: float, seconds: float, device_kind: str, devices: int = 1) -> float | None:

@@ -1,0 +1,209 @@
+"""Quotes: what fits where, and hours and dollars that follow from the work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import pytest
+
+from dora_jax.config import CostConfig, MeshConfig, OptimizerConfig, RunConfig, T5Config
+from dora_jax.cost import flops
+from dora_jax.cost.hardware import Devices, parse_devices
+from dora_jax.cost.memory import Layout, decoder_parameters
+from dora_jax.cost.quote import RunQuote, quote_run
+from dora_jax.cost.roofline import Rates, Traffic, position_traffic, update_traffic
+from dora_jax.cost.workload import DataFacts, Decoding, StageWork, stages_work
+from dora_jax.launch.gin_config import build
+
+# `make run` at 1957220 on 2 cores of an Intel Xeon: seconds of all rows of its ledger, and what
+# its data were.
+BILLED_SECONDS = 339.2
+BILLED_DATA = DataFacts(300, 2900, 200, 600, 20.0, 18.0, "the run's token store")
+
+
+@functools.cache
+def config_at(scale: str) -> RunConfig:
+    return build("gin/wlp_distill.gin", scale).config
+
+
+def quoted(written: str, config: RunConfig | None = None, spot: bool = False) -> RunQuote:
+    devices: Devices = parse_devices(written)[0]
+    return quote_run(config or config_at("paper"), devices.hardware, devices.count, spot=spot)
+
+
+@pytest.mark.parametrize(
+    ("written", "fits"),
+    [("a100-40gb:1", False), ("v5e:4", False), ("h100:1", False)]
+    + [("a100-40gb:4", True), ("h200:1", True), ("v5e:64", True), ("h100:8", True)],
+)
+def test_who_can_hold_t5_xxl(written: str, fits: bool) -> None:
+    got = quoted(written)
+    assert got.fits == fits
+    assert (got.bytes_per_device <= got.planned_bytes) == fits
+    teach = got.stage("teach")
+    assert teach is not None
+    assert teach.fits == fits
+
+
+def test_adamw_takes_twice_the_memory() -> None:
+    teach = dataclasses.replace(config_at("paper").teach, optimizer=OptimizerConfig("adamw"))
+    config = dataclasses.replace(config_at("paper"), teach=teach)
+    assert not quoted("h200:1", config).fits
+    assert not quoted("a100-40gb:4", config).fits
+    assert quoted("h200:2", config).fits
+
+
+def test_devices_that_share_nothing_hold_everything() -> None:
+    whole = dataclasses.replace(config_at("paper"), mesh=MeshConfig(fsdp=1))
+    assert not quoted("a100-40gb:8", whole).fits
+    assert quoted("a100-40gb:8").fits
+    odd = Layout.of(MeshConfig(fsdp=-1), 3)
+    assert odd.sharing(config_at("paper").teacher.network) == 1  # 4,096 rows over 3 devices
+    with pytest.raises(ValueError, match="multiple of 4"):
+        quoted("h100:6", dataclasses.replace(config_at("paper"), mesh=MeshConfig(fsdp=4)))
+
+
+def test_hours_and_dollars_are_the_sums_of_the_stages() -> None:
+    got = quoted("h100:8")
+    assert got.hours_low == pytest.approx(sum(stage.hours_low for stage in got.stages))
+    assert got.hours_high == pytest.approx(sum(stage.hours_high for stage in got.stages))
+    assert got.dollars == pytest.approx(got.hours_high * 8 * got.price.usd)
+    assert got.dollars == pytest.approx(sum(stage.dollars for stage in got.stages))
+    for stage in got.stages:
+        assert 0 <= stage.step_seconds_low <= stage.step_seconds_high
+        assert stage.hours_low <= stage.hours_high
+    label = got.stage("label")
+    assert label is not None
+    assert got.dollars_per_1000_labelled == pytest.approx(label.dollars / 8.557, rel=1e-3)
+
+
+def test_the_stages_are_those_of_the_ledger() -> None:
+    names = [stage.stage for stage in quoted("cpu", config_at("rehearsal")).stages]
+    assert names == [
+        "launch",
+        "prepare",
+        "pretrain-student",
+        "annotate",
+        "evaluate-annotate",
+        "pretrain-teacher",
+        "teach",
+        "evaluate-teacher",
+        "label",
+        "distill",
+        "evaluate-distill",
+    ]
+
+
+def test_a_step_has_the_arithmetic_of_its_tokens() -> None:
+    stages = {stage.stage: stage for stage in quoted("h200:1").stages}
+    network = config_at("paper").teacher.network
+    # 32 examples of 32 + 27 tokens: 6 operations a parameter that a token meets, and attention.
+    tokens = flops.TokenCounts.from_lengths([32] * 32, [27] * 32)
+    assert stages["teach"].flops_per_step == pytest.approx(
+        flops.training_flops(network, tokens), rel=0.02
+    )
+    assert stages["teach"].steps == 625
+
+
+def test_more_work_costs_more() -> None:
+    paper = config_at("paper")
+    longer = dataclasses.replace(paper.distill, train_steps=2 * paper.distill.train_steps)
+    base = quoted("h200:1").dollars
+    assert quoted("h200:1", dataclasses.replace(paper, distill=longer)).dollars > base
+    alone = dataclasses.replace(paper, strategies=("annotate",))
+    assert quoted("h200:1", alone).dollars < base
+    assert quoted("h200:1", alone).dollars_per_1000_labelled is None
+
+
+def test_spot_is_cheaper_and_loses_hours() -> None:
+    safe, spot = quoted("h100:8"), quoted("h100:8", spot=True)
+    assert safe.lost_hours == 0
+    assert 0 < spot.lost_hours < 0.2 * spot.hours_high
+    assert spot.hours_high == pytest.approx(safe.hours_high + spot.lost_hours)
+    assert spot.dollars < safe.dollars
+    # The more hosts, the more often one of them is taken away.
+    lost = [quoted(f"v5e:{n}", spot=True) for n in (8, 128)]
+    share = [quote.lost_hours / quote.hours_high for quote in lost]
+    assert share[1] > 2 * share[0]
+
+
+def test_the_users_price_and_hours_outside_count() -> None:
+    cost = CostConfig(price_usd_per_device_hour=2.0, uncounted_hours=0.5)
+    config = dataclasses.replace(config_at("paper"), cost=cost)
+    got, without = quoted("h200:1", config), quoted("h200:1")
+    assert got.hours_high == pytest.approx(without.hours_high + 0.5)
+    assert got.dollars == pytest.approx(2.0 * got.hours_high)
+    assert "machine boot" in without.not_counted
+    assert "machine boot" not in got.not_counted
+
+
+def test_a_rehearsal_on_this_kind_of_cpu_is_quoted_within_half_of_its_bill() -> None:
+    got = quote_run(config_at("rehearsal"), "cpu", 1, facts=BILLED_DATA, memory_bytes=24e9)
+    assert BILLED_SECONDS / 1.5 < 3600 * got.hours_high < 1.5 * BILLED_SECONDS
+    assert got.fits
+    assert got.dollars == 0.0
+
+
+def test_what_cannot_be_quoted_is_told() -> None:
+    with pytest.raises(ValueError, match="h100"):
+        quote_run(config_at("paper"), "NVIDIA GeForce", 1)
+    with pytest.raises(ValueError, match="no spot price"):
+        quoted("a100:1", spot=True)
+
+
+SMALL = T5Config(
+    vocab_size=100,
+    emb_dim=8,
+    num_heads=2,
+    head_dim=4,
+    mlp_dim=16,
+    num_encoder_layers=1,
+    num_decoder_layers=2,
+    dtype="bfloat16",
+)
+
+
+def test_decoding_reads_every_weight_and_every_key_once_a_position() -> None:
+    # 2 layers of 6 square matrices of 8 x 8 and 3 of 8 x 16, and the head.
+    weights = 2 * (6 * 64 + 3 * 128) + 100 * 8
+    assert decoder_parameters(SMALL) == weights
+    decoding = Decoding(examples=4, batches=1, rows=4, positions=5, source_length=7)
+    alone = position_traffic(SMALL, decoding, Layout(1, 1, 1))
+    cache = 4 * (5 + 7) * 2 * 2 * 8 * 2  # rows, positions, key and value, layers, width, bytes
+    assert alone == Traffic(2 * weights * 4, 2 * weights + cache, 0)
+    shared = position_traffic(SMALL, decoding, Layout(4, 4, 1))
+    assert shared == Traffic(2 * weights, 4 * weights + cache / 4, 2 * weights * 3 / 4)
+
+
+def test_what_devices_send_in_an_update() -> None:
+    config = dataclasses.replace(config_at("paper"), strategies=("annotate",))
+    facts = DataFacts(10, 10, 10, 10, 20.0, 20.0, "")
+
+    def sent(layout: Layout) -> float:
+        work: StageWork = stages_work(config, facts, layout.row_shards)[0]
+        return update_traffic(work, layout).link_bytes
+
+    tree = 4 * flops.parameter_count(config.student.network)
+    assert sent(Layout(1, 1, 1)) == 0
+    # Gathered for the forward and the backward pass, gradients summed once: three trees of n - 1.
+    assert sent(Layout(4, 4, 1)) == pytest.approx(3 * tree * 3 / 4)
+    # Copies only sum their gradients: a ring sends each of them twice.
+    assert sent(Layout(4, 1, 1)) == pytest.approx(2 * tree * 3 / 4)
+
+
+def test_the_slowest_of_the_three_bounds_a_step() -> None:
+    rates = Rates(10.0, 5.0, 2.0, 0.5, "a test", layer_seconds=0.25)
+    assert rates.range(Traffic(100.0, 10.0, 2.0), 4) == (10.0, 21.0, "arithmetic")
+    assert rates.range(Traffic(10.0, 100.0, 2.0), 0) == (20.0, 40.0, "memory")
+    assert rates.range(Traffic(10.0, 10.0, 20.0), 0) == (10.0, 20.0, "links")
+
+
+def test_rows_are_padded_to_what_the_devices_split() -> None:
+    def rows(shards: int) -> int:
+        work = stages_work(config_at("paper"), BILLED_DATA, shards)
+        return next(stage.rows for stage in work if stage.stage == "teach")
+
+    assert rows(1) == math.ceil(32 * max(20 / 96, 18 / 80) / 0.87)
+    assert rows(64) == 64
