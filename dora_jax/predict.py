@@ -26,7 +26,7 @@ from dora_jax.model.decoder_step import Prepared, prepare
 from dora_jax.model.drawn_labels import drawn_label
 from dora_jax.model.sampling import Sampling, sample_decode
 from dora_jax.model.t5 import Params
-from dora_jax.parallel import partitioning
+from dora_jax.parallel import hosts, partitioning
 from dora_jax.parallel.mesh import data_shards
 from dora_jax.shapes import EOS_ID, PAD_ID, Examples
 
@@ -41,12 +41,15 @@ def _batches(
     indices: Sequence[int] | None,
     widths: int = EVALUATION_WIDTHS,
 ) -> Iterator[tuple[EvaluationBatch, jax.Array]]:
-    """Batches on the devices; their size is rounded up to a multiple of the data shards."""
+    """Batches on the devices, each host's rows on its own.
+
+    Their size is rounded up to a multiple of the data shards.
+    """
     shards = data_shards(mesh)
     batch_size = -(-batch_size // shards) * shards
     sharding = partitioning.batch_sharding(mesh)
     for batch in evaluation_batches(examples, batch_size, source_length, indices, widths):
-        yield batch, jax.device_put(batch.encoder_tokens_BS, sharding)
+        yield batch, partitioning.place(batch.encoder_tokens_BS, sharding)
 
 
 @contextlib.contextmanager
@@ -111,7 +114,7 @@ def decode(
                     seed,
                     row_ids_B,
                 )
-            tokens_BT = np.asarray(tokens_BT)
+            tokens_BT = hosts.fetch(tokens_BT)
             kept = batch.indices_B >= 0
             for index, row_T in zip(batch.indices_B[kept], tokens_BT[kept], strict=True):
                 outputs[index] = row_T[: _length(row_T, with_eos=False)]
@@ -180,7 +183,7 @@ def label(
             tokens_BT, soft = _label_batch(
                 network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B
             )
-        tokens_BT, soft = jax.device_get((tokens_BT, soft))
+        tokens_BT, soft = hosts.fetch((tokens_BT, soft))
         for row, index in enumerate(batch.indices_B.tolist()):
             if index >= 0:
                 length = _length(tokens_BT[row], with_eos=True)
@@ -251,7 +254,7 @@ def score(
         targets_BT = _targets(examples, batch, target_length, tokens_BS.sharding)
         with _split_over(mesh):
             scores_BT = target_log_probabilities(network, params, tokens_BS, targets_BT)
-        scores_BT = np.asarray(scores_BT)
+        scores_BT = hosts.fetch(scores_BT)
         for row, index in enumerate(batch.indices_B.tolist()):
             if index >= 0:
                 outputs[index] = scores_BT[row, : len(examples.target(index))]
@@ -272,7 +275,7 @@ def _targets(
                     f"{length}. Raise target_length; unlabelled examples have no target to force."
                 )
             targets_BT[row, : len(target)] = target
-    return jax.device_put(targets_BT, sharding)
+    return partitioning.place(targets_BT, sharding)
 
 
 def _length(tokens_T: np.ndarray, with_eos: bool) -> int:

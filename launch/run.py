@@ -12,13 +12,14 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from dora_jax.launch import gin_config, scale
+from dora_jax.launch import gin_config, hosts, scale
 from dora_jax.launch.command_line import (
     EXIT_INTERRUPTED,
     command,
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         default=str(default_compilation_cache()),
         help="where compiled programs are kept; empty for nowhere (default: %(default)s)",
     )
+    hosts.add_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--help", action="store_true", help="show this and every gin name")
     return parser
@@ -92,16 +94,28 @@ def _run(arguments: list[str]) -> int:
     if flags.gin_file is None:
         raise ValueError(f"Which run? Add --gin_file=FILE: {', '.join(run_files())}, or your own.")
     as_script = sys.argv[0].endswith("run.py")
+    worker = [sys.executable, sys.argv[0], *([] if as_script else ["run"]), *arguments]
+    if hosts.wanted(flags) and not hosts.is_worker():
+        return hosts.supervise(worker)
     program = ["python", sys.argv[0]] if as_script else ["dora-jax", "run"]
     keep_freed_memory()
+    if hosts.is_worker():
+        set_up_jax(flags.compilation_cache)
+        hosts.join(flags)
     choice = _choose_scale(flags, overrides, program, arguments)
     resolved = gin_config.build(flags.gin_file, choice.scale, overrides)
-    print(f"scale {choice.scale}: {choice.reason}", flush=True)
+    report = _reporting()
+    report(f"scale {choice.scale}: {choice.reason}")
     _require_data(resolved.config)
     task = task_of(resolved.config.data, resolved.config.cost.price_usd_per_label)
     set_up_jax(flags.compilation_cache)
     text = f"# Scale {choice.scale}: {choice.reason}\n{resolved.text}"
-    return _carry_out(resolved.config, task, text, command(program, arguments))
+    same_command = command(program, arguments)
+    if hosts.is_worker():
+        return hosts.named_by_jax(
+            lambda: _carry_out(resolved.config, task, text, same_command, report)
+        )
+    return _carry_out(resolved.config, task, text, same_command, report)
 
 
 def _choose_scale(
@@ -134,16 +148,26 @@ def _require_data(config: RunConfig) -> None:
         )
 
 
-def _carry_out(config: RunConfig, task: TaskSpec, text: str, same_command: str) -> int:
+def _reporting() -> Callable[[str], None]:
+    """What tells the user how the run goes: of many hosts the first one."""
+    if hosts.is_worker():
+        import jax
+
+        if jax.process_index() > 0:
+            return lambda line: None
+    return functools.partial(print, flush=True)
+
+
+def _carry_out(
+    config: RunConfig, task: TaskSpec, text: str, same_command: str, report: Callable[[str], None]
+) -> int:
     """Opens the run directory, runs the strategies, prints what they came to."""
     from dora_jax import strategies
     from dora_jax.launch.results import print_results
+    from dora_jax.parallel.hosts import any_of, is_first
     from dora_jax.stages.context import Interrupted, RunContext, StopRequest
 
-    def report(line: str) -> None:
-        print(line, flush=True)
-
-    stop = StopRequest()
+    stop = StopRequest(any_of)
     try:
         with _stopped_by_signals(stop):
             context = RunContext.open(
@@ -151,13 +175,14 @@ def _carry_out(config: RunConfig, task: TaskSpec, text: str, same_command: str) 
             )
             with context:
                 record = context.directory / "config.gin"
-                if not record.exists():  # what the first start wrote stays
+                if is_first() and not record.exists():  # what the first start wrote stays
                     write_whole(record, text)
                 results = strategies.run(context)
     except Interrupted as interruption:
         report(f"Stopped by {interruption}; what was done is saved. To go on:\n  {same_command}")
         return EXIT_INTERRUPTED
-    print_results(results, config, context.ledger.rows(), context.directory)
+    if is_first():
+        print_results(results, config, context.ledger.rows(), context.directory)
     return 0
 
 
@@ -195,7 +220,8 @@ def _stopped_by_signals(stop: StopRequest) -> Iterator[None]:
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nsaving, then stopping; the same signal again stops at once\n")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (hosts.STOP_SIGNAL,) if hosts.is_worker() else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:

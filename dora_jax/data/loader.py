@@ -19,9 +19,9 @@ import numpy as np
 
 from dora_jax.config import PretrainConfig
 from dora_jax.data import denoising, packing
-from dora_jax.data.packing import Example
+from dora_jax.data.packing import Example, PackedBatch, Share
 from dora_jax.data.soft_labels import SoftLabelReader
-from dora_jax.shapes import EOS_ID, PAD_ID, Examples, Seq2SeqBatch
+from dora_jax.shapes import EOS_ID, PAD_ID, Examples
 
 _SHUFFLE_STREAM, _GOLD_SHUFFLE_STREAM, _DENOISING_STREAM = range(3)
 _SAMPLED_UPDATES = 16
@@ -135,15 +135,6 @@ class SoftLabelledSource:
         return Example(self._examples.source(place), row.tokens_T, row)
 
 
-class PackedBatch(NamedTuple):
-    """One update's batch and what is in it."""
-
-    batch: Seq2SeqBatch  # numpy arrays
-    examples: int
-    tokens: int  # source and target, without padding
-    padding_tokens: int  # of both sides
-
-
 class PackedLoader:
     """Batches of exactly `batch_size` examples, packed, each a pure function of the step.
 
@@ -162,6 +153,8 @@ class PackedLoader:
       gold: a second source, for `gold_share`.
       gold_share: share of the examples drawn from `gold`; exact over the run, in one update
         rounded up or down.
+      share: the rows of each batch to fill. Every host draws all examples of an update, since
+        where one goes depends on the lengths of the others.
     Raises:
       ValueError: an empty source; a share without a gold source, or a gold source without a
         share. From any batch: an example without source or target tokens, or longer than a row.
@@ -179,10 +172,16 @@ class PackedLoader:
         max_row_buckets: int = 3,
         gold: ExampleSource | None = None,
         gold_share: float = 0.0,
+        share: Share = Share(),  # noqa: B008 -- immutable
     ) -> None:
         if len(source) == 0 or (gold is not None and len(gold) == 0):
             raise ValueError(
                 "PackedLoader got a source without examples; there is nothing to draw."
+            )
+        if row_multiple % share.of:
+            raise ValueError(
+                f"PackedLoader: batches of a multiple of {row_multiple} rows cannot be divided "
+                f"into {share.of} equal pieces."
             )
         if (gold is None) != (gold_share == 0.0):
             raise ValueError(
@@ -197,6 +196,7 @@ class PackedLoader:
         self._target_length = target_length
         self._seed = seed
         self._row_multiple = row_multiple
+        self._share = share
         rows_needed = [self._draw(step)[1].num_rows for step in range(self._sample_steps())]
         self.row_buckets = packing.choose_row_buckets(rows_needed, row_multiple, max_row_buckets)
 
@@ -208,12 +208,22 @@ class PackedLoader:
             # Beyond the largest bucket: one more compilation, but no example is left out.
             -(-placement.num_rows // self._row_multiple) * self._row_multiple,
         )
-        batch = packing.fill(
-            examples, placement, num_rows, self._source_length, self._target_length
+        pieces, piece = self._share.pieces, num_rows // self._share.of
+        rows = range(pieces.start * piece, pieces.stop * piece)
+        row_lengths = self._source_length, self._target_length
+        batch = packing.fill(examples, placement, num_rows, *row_lengths, rows)
+        source_lengths_N = np.array([len(example.source) for example in examples])
+        target_lengths_N = np.array([len(example.target) for example in examples])
+        tokens = int(source_lengths_N.sum() + target_lengths_N.sum())
+        return PackedBatch(
+            batch=batch,
+            num_rows=num_rows,
+            examples=len(examples),
+            tokens=tokens,
+            padding_tokens=num_rows * sum(row_lengths) - tokens,
+            source_lengths_N=source_lengths_N,
+            target_lengths_N=target_lengths_N,
         )
-        tokens = sum(len(example.source) + len(example.target) for example in examples)
-        cells = num_rows * (self._source_length + self._target_length)
-        return PackedBatch(batch, len(examples), tokens, cells - tokens)
 
     def iterate(
         self, start_step: int, stop_step: int, prefetch: int = 4

@@ -37,6 +37,25 @@ class Placement(NamedTuple):
     num_rows: int
 
 
+class Share(NamedTuple):
+    """Which pieces of every batch this host makes, of so many equal ones on all hosts."""
+
+    pieces: range = range(1)
+    of: int = 1
+
+
+class PackedBatch(NamedTuple):
+    """One update's batch and what is in it; the counts are those of all hosts together."""
+
+    batch: Seq2SeqBatch  # numpy arrays: this host's share of the rows
+    num_rows: int  # of all hosts together
+    examples: int
+    tokens: int  # source and target, without padding
+    padding_tokens: int  # of both sides
+    source_lengths_N: np.ndarray  # tokens of each example
+    target_lengths_N: np.ndarray
+
+
 def place(
     source_lengths_N: np.ndarray,
     target_lengths_N: np.ndarray,
@@ -108,6 +127,7 @@ def fill(
     num_rows: int,
     source_length: int,
     target_length: int,
+    rows: range | None = None,
 ) -> Seq2SeqBatch:
     """Writes the examples into `num_rows` rows; rows beyond the placement's are all padding.
 
@@ -120,16 +140,21 @@ def fill(
       placement: from `place`, for the lengths of these examples.
       num_rows: at least `placement.num_rows`.
       source_length, target_length: the rows' lengths, tokens.
+      rows: which of the rows to make; all where not given.
     Returns:
-      A batch of numpy arrays of `num_rows` rows; its soft fields are None where no example
-      carries soft labels.
+      A batch of numpy arrays of these rows; its soft fields are None where no example of the
+      whole batch carries soft labels.
     """
+    soft_example = next((example.soft for example in examples if example.soft is not None), None)
+    if rows is not None:
+        examples, placement = _of_rows(examples, placement, rows)
+        num_rows = len(rows)
     source = _Side([e.source for e in examples], placement.source_start_N, placement, source_length)
     target = _Side([e.target for e in examples], placement.target_start_N, placement, target_length)
     shifted = np.empty_like(target.tokens)
     shifted[1:] = target.tokens[:-1]
     shifted[target.firsts] = PAD_ID  # T5 starts every decoder sequence with the padding id
-    topk_ids, topk_logits, logz = _scatter_soft(examples, target, num_rows)
+    topk_ids, topk_logits, logz = _scatter_soft(examples, soft_example, target, num_rows)
     return Seq2SeqBatch(
         encoder_tokens_BS=source.scatter(source.tokens, num_rows),
         encoder_segments_BS=source.scatter(source.segments, num_rows),
@@ -145,6 +170,20 @@ def fill(
     )
 
 
+def _of_rows(
+    examples: Sequence[Example], placement: Placement, rows: range
+) -> tuple[list[Example], Placement]:
+    """The examples that lie in some rows, and their places counted from the first of these."""
+    inside_N = (placement.row_N >= rows.start) & (placement.row_N < rows.stop)
+    return [examples[i] for i in np.flatnonzero(inside_N)], Placement(
+        placement.row_N[inside_N] - rows.start,
+        placement.segment_N[inside_N],
+        placement.source_start_N[inside_N],
+        placement.target_start_N[inside_N],
+        len(rows),
+    )
+
+
 class _Side:
     """The source or the target tokens of all examples end to end, and where each one goes."""
 
@@ -155,9 +194,10 @@ class _Side:
         placement: Placement,
         row_length: int,
     ) -> None:
-        lengths_N = np.array([len(sequence) for sequence in sequences])
+        lengths_N = np.array([len(sequence) for sequence in sequences], np.int64)
         self.row_length = row_length
-        self.tokens = np.concatenate(sequences).astype(np.int32, copy=False)
+        # A host's rows may be all padding.
+        self.tokens = np.concatenate([np.zeros(0, np.int32), *sequences], dtype=np.int32)
         self.firsts = np.cumsum(lengths_N) - lengths_N
         self.segments = np.repeat(placement.segment_N.astype(np.int32), lengths_N)
         index = np.arange(len(self.tokens))
@@ -173,22 +213,24 @@ class _Side:
 
 
 def _scatter_soft(
-    examples: Sequence[Example], target: _Side, num_rows: int
+    examples: Sequence[Example], like: SoftRow | None, target: _Side, num_rows: int
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    softs = [example.soft for example in examples if example.soft is not None]
-    if not softs:
+    """The soft fields of the rows; `like` is any soft label of the whole batch."""
+    if like is None:
         return None, None, None
-    taught_N = [example.soft is not None for example in examples]
+    softs = [example.soft for example in examples if example.soft is not None]
+    taught_N = np.array([example.soft is not None for example in examples], bool)
     places = target.places[np.repeat(taught_N, [len(example.target) for example in examples])]
     num_tokens = num_rows * target.row_length
-    top_k, num_temperatures = softs[0].topk_ids_TK.shape[1], softs[0].logz_TZ.shape[1]
+    top_k, num_temperatures = like.topk_ids_TK.shape[1], like.logz_TZ.shape[1]
     # Where there is no teacher the loss still computes, then multiplies by 0: distinct ids,
     # as a teacher's are, keep that finite. The infinite normaliser says "no teacher here".
     ids = np.tile(np.arange(top_k, dtype=np.int32), (num_tokens, 1))
     logits = np.zeros((num_tokens, top_k), np.float16)
     logz = np.full((num_tokens, num_temperatures), np.inf, np.float32)
-    ids[places] = np.concatenate([soft.topk_ids_TK for soft in softs])
-    logits[places] = np.concatenate([soft.topk_logits_TK for soft in softs])
-    logz[places] = np.concatenate([soft.logz_TZ for soft in softs])
+    if softs:
+        ids[places] = np.concatenate([soft.topk_ids_TK for soft in softs])
+        logits[places] = np.concatenate([soft.topk_logits_TK for soft in softs])
+        logz[places] = np.concatenate([soft.logz_TZ for soft in softs])
     shape = (num_rows, target.row_length, -1)
     return ids.reshape(shape), logits.reshape(shape), logz.reshape(shape)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from dora_jax import shapes
 
@@ -100,7 +100,7 @@ def tree_shardings(abstract: Any, mesh: Mesh | AbstractMesh) -> Any:
     )
 
 
-def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
     """An array that every host has whole, onto the devices; each takes its own piece of it."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

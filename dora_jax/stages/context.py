@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -20,10 +22,11 @@ from dora_jax.cost.meter import LAUNCH, Holding, Meter
 from dora_jax.cost.prices import Price, PriceBook, user_price
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
+from dora_jax.parallel import hosts
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.stages import manifest
 from dora_jax.stopping import Interrupted, StopRequest
-from dora_jax.whole_files import write_json
+from dora_jax.whole_files import write_json, write_whole
 
 __all__ = ["Interrupted", "Report", "RunContext", "StopRequest", "Task"]
 
@@ -45,7 +48,11 @@ Prepare = Callable[[DataConfig, Path, Report], TokenStore]
 
 @dataclasses.dataclass
 class RunContext:
-    """An open run directory. Use as a context manager: leaving it bills what is unbilled."""
+    """An open run directory. Use as a context manager: leaving it bills what is unbilled.
+
+    Of many hosts the first one holds the lock and writes all records, the bill for every device
+    included; meter and ledger of the others stand in a folder that is thrown away.
+    """
 
     config: RunConfig
     task: Task
@@ -77,17 +84,25 @@ class RunContext:
         """Opens (and makes) the run directory, and starts the meter.
 
         Raises:
-          ValueError: the directory holds a run of other settings, cannot be written, or is in
-            use by another process.
+          ValueError: the directory holds a run of other settings, cannot be written, is in use
+            by another process, or is not the same one on all hosts.
         """
         directory = Path(config.model_dir)
         with contextlib.ExitStack() as opened:  # closes what is open if anything below fails
-            opened.enter_context(_locked(directory))
-            _refuse_another_run(directory, config)
-            ledger = Ledger(directory / "ledger.jsonl")
+
+            def claim() -> None:
+                opened.enter_context(_locked(directory))
+                _refuse_another_run(directory, config)
+
+            hosts.on_first(claim)
+            _require_shared(directory)
+            records = directory
+            if not hosts.is_first():
+                records = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            ledger = Ledger(records / "ledger.jsonl")
             meter = opened.enter_context(
                 Meter(
-                    directory / "meter.json",
+                    records / "meter.json",
                     is_billed=ledger.has,
                     process_started=cls._metered_until,
                 )
@@ -187,6 +202,27 @@ def _locked(directory: Path) -> Iterator[None]:
                 f"Another process works in {directory}. Wait for it, or choose another MODEL_DIR."
             ) from error
         yield
+
+
+def _require_shared(directory: Path) -> None:
+    """Refuses a run directory that only some of the hosts see."""
+    if hosts.count() == 1:
+        return
+    mark = directory / ".hosts"
+
+    def write() -> str:
+        text = uuid.uuid4().hex
+        write_whole(mark, text)
+        return text
+
+    written = hosts.from_first(write)
+    seen = mark.is_file() and mark.read_text(encoding="utf-8") == written
+    if hosts.any_of(not seen):
+        raise ValueError(
+            f"MODEL_DIR {directory} is not the same folder on all {hosts.count()} hosts; here it "
+            f"{'is' if seen else 'is not'} that of the first one. Put it on a file system that "
+            "all of them share (NFS, Lustre, a mounted bucket)."
+        )
 
 
 def _device_price(config: RunConfig, device_kind: str) -> Price:

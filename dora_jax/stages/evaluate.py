@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dora_jax.cost import flops
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
+from dora_jax.parallel import hosts
 from dora_jax.predict import decode
 from dora_jax.stages import manifest
 from dora_jax.stages.context import RunContext
@@ -30,8 +32,9 @@ def evaluate(
         if outputs is None:
             predictions = _predict(context, store, model, name)
             sources, targets = store.sources("test"), store.targets("test")
-            write_predictions(directory / "predictions.jsonl", sources, targets, predictions)
-            with context.meter.phase("evaluate"):
+
+            def score() -> dict[str, Any]:
+                write_predictions(directory / "predictions.jsonl", sources, targets, predictions)
                 scores = context.task.score(
                     targets,
                     predictions,
@@ -39,9 +42,13 @@ def evaluate(
                     resamples=config.evaluate.bootstrap_resamples,
                     confidence=config.evaluate.confidence,
                     seed=config.seed,
-                )
-            write_json(directory / "scores.json", scores.to_json())
-            outputs = manifest.finish(directory, {"scores": scores.to_json()})
+                ).to_json()
+                write_json(directory / "scores.json", scores)
+                return scores
+
+            with context.meter.phase("evaluate"):
+                scores = hosts.from_first(score)
+            outputs = manifest.finish(directory, {"scores": scores})
     return Scores.from_json(outputs["scores"])
 
 

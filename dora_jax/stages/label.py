@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from dora_jax.cost import flops
 from dora_jax.data.soft_labels import SoftLabelHeader, SoftLabelReader, SoftLabelWriter, SoftRow
 from dora_jax.data.token_store import TokenStore
 from dora_jax.model.t5 import Params
+from dora_jax.parallel import hosts
 from dora_jax.predict import label as label_examples
 from dora_jax.shapes import Examples
 from dora_jax.stages import manifest, weights
@@ -75,17 +77,27 @@ def label(
     labels = directory / "soft_labels"
     settings = {"header": header, "examples": len(examples)}
     finished = manifest.begin(directory, settings) is not None
-    writer = SoftLabelWriter(labels, header, len(examples), config.shard_examples)
-    pending = writer.pending()
+    store_of_run = (labels, header, len(examples), config.shard_examples)
+    hosts.on_first(lambda: SoftLabelWriter(*store_of_run))
+    writer = SoftLabelWriter(*store_of_run)  # the others open what the first has made
+    pending = _pending(writer)
     if finished and pending:
         manifest.reopen(directory)  # damaged since: there is work again, and time to bill
     with context.stage(STAGE, "distill"):
         if pending or not finished:
             _label_shards(context, teacher, config, examples, pending, writer)
-            writer.finish()
+            hosts.on_first(writer.finish)
             tokens = SoftLabelReader.open(labels, {}).num_tokens
             manifest.finish(directory, {"tokens": tokens})
     return labels
+
+
+def _pending(writer: SoftLabelWriter) -> dict[int, range]:
+    """The shards to be made, as the first host finds them."""
+    found = hosts.from_first(
+        lambda: [(shard, part.start, part.stop) for shard, part in writer.pending().items()]
+    )
+    return {shard: range(start, stop) for shard, start, stop in found}
 
 
 def _label_shards(
@@ -103,7 +115,7 @@ def _label_shards(
     with tqdm(total=len(examples), initial=done, desc=STAGE, unit="text", disable=None) as bar:
         for shard, indices in pending.items():
             rows = _label_shard(context, params, teacher, config, examples, indices, bar)
-            writer.write_shard(shard, rows)
+            hosts.on_first(functools.partial(writer.write_shard, shard, rows))
 
 
 def _label_shard(

@@ -18,11 +18,11 @@ import numpy as np
 
 from dora_jax.config import LabelConfig
 from dora_jax.data.loader import PackedLoader, balanced_row_lengths
-from dora_jax.data.packing import Example
+from dora_jax.data.packing import Example, Share
 from dora_jax.data.token_store import TokenStore
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
-from dora_jax.parallel.mesh import data_shards
+from dora_jax.parallel.mesh import data_shards, own_shards
 from dora_jax.shapes import Examples, Seq2SeqBatch
 from dora_jax.stages import manifest, weights
 from dora_jax.stages.context import RunContext
@@ -222,8 +222,10 @@ def _packed(
         seed=0,
         row_multiple=data_shards(context.mesh),
         max_row_buckets=1,
+        share=Share(own_shards(context.mesh), data_shards(context.mesh)),
     )
-    return jax.device_put(loader.batch(0).batch, partitioning.batch_sharding(context.mesh))
+    batch = loader.batch(0)
+    return partitioning.place_rows(batch.batch, batch.num_rows, context.mesh)
 
 
 class _Answered:

@@ -14,6 +14,7 @@ from dora_jax import predict
 from dora_jax.config import FIRST_LABEL_BATCH, LabelConfig, T5Config
 from dora_jax.data.loader import evaluation_batches
 from dora_jax.model.t5 import Params
+from dora_jax.parallel import hosts
 from dora_jax.parallel.mesh import data_shards
 from dora_jax.shapes import Examples
 
@@ -124,8 +125,8 @@ class LabelTimer:
         self.answers: dict[int, np.ndarray] = {}  # tokens of the texts met so far
 
     def spent(self) -> float:
-        """Seconds since the first measurement began."""
-        return time.perf_counter() - self._began
+        """Seconds since the first measurement began, by the first host's clock."""
+        return hosts.from_first(lambda: time.perf_counter() - self._began)
 
     def measure(self, batch_size: int, widths: int) -> Cost | None:
         """The cost of the job at one choice; None where memory does not suffice."""
@@ -163,7 +164,8 @@ class LabelTimer:
             mesh=self._mesh,
             after_batch=lambda _: self._check_stop(),
         )
-        seconds = time.perf_counter() - began
+        # By one clock: hosts that chose differently would wait for each other for ever.
+        seconds = hosts.from_first(lambda: time.perf_counter() - began)
         self.answers.update((i, row.tokens_T) for i, row in zip(indices, rows, strict=True))
         return seconds
 

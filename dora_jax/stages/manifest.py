@@ -1,7 +1,8 @@
 """The record of a stage: what it was asked, from which inputs, by which code, on what.
 
 A stage begins by writing it and ends by completing it. A rerun finds a finished stage and
-skips it, an unfinished one and goes on, or one of other settings and refuses.
+skips it, an unfinished one and goes on, or one of other settings and refuses. Of many hosts the
+first one reads and writes it, so that all of them skip or run the same stages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax
 
 from dora_jax.config import fingerprint, to_dict
 from dora_jax.cost.ledger import code_version
+from dora_jax.parallel import hosts
 from dora_jax.whole_files import write_json
 
 _NAME = "manifest.json"
@@ -36,9 +38,13 @@ def begin(directory: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
       ValueError: the folder holds a stage of other settings.
     """
+    wanted = to_dict(settings)
+    return hosts.from_first(lambda: _begin(directory, wanted))
+
+
+def _begin(directory: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _NAME
-    wanted = to_dict(settings)
     if path.exists():
         found = read(directory)
         refuse_difference(directory, found["settings"], wanted)
@@ -52,21 +58,30 @@ def begin(directory: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def finish(directory: Path, outputs: dict[str, Any]) -> dict[str, Any]:
     """Completes a stage's manifest. Returns the outputs as they will be read back."""
-    manifest = read(directory) | {"outputs": to_dict(outputs), "finished_by": _environment()}
-    write_json(directory / _NAME, manifest)
-    return manifest["outputs"]
+
+    def write() -> dict[str, Any]:
+        manifest = read(directory) | {"outputs": to_dict(outputs), "finished_by": _environment()}
+        write_json(directory / _NAME, manifest)
+        return manifest["outputs"]
+
+    return hosts.from_first(write)
 
 
 def is_finished(directory: Path) -> bool:
     """Whether a stage has finished there, with whatever settings."""
-    return (directory / _NAME).exists() and "outputs" in read(directory)
+    path = directory / _NAME
+    return hosts.from_first(lambda: path.exists() and "outputs" in read(directory))
 
 
 def reopen(directory: Path) -> None:
     """Makes a finished stage an unfinished one, for outputs that were damaged since."""
-    manifest = read(directory)
-    manifest.pop("outputs", None)
-    write_json(directory / _NAME, manifest)
+
+    def write() -> None:
+        manifest = read(directory)
+        manifest.pop("outputs", None)
+        write_json(directory / _NAME, manifest)
+
+    hosts.on_first(write)
 
 
 def read(directory: Path) -> dict[str, Any]:

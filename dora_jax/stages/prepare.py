@@ -5,6 +5,7 @@ from __future__ import annotations
 from dora_jax.config import DataConfig, RunConfig, to_dict
 from dora_jax.data.token_store import TokenStore
 from dora_jax.data.vocab import Vocabulary
+from dora_jax.parallel import hosts
 from dora_jax.stages import manifest, weights
 from dora_jax.stages.context import RunContext
 
@@ -39,10 +40,9 @@ def _prepare(context: RunContext, data: DataConfig) -> TokenStore:
             return TokenStore.open(tokens)
         with context.meter.phase("prepare"):
             # A store under its name is whole: a crash came before the manifest knew of it.
-            if tokens.exists():
-                store = TokenStore.open(tokens)
-            else:
-                store = context.prepare(data, tokens, context.report)
+            if not hosts.from_first(tokens.exists):
+                hosts.on_first(lambda: context.prepare(data, tokens, context.report))
+            store = TokenStore.open(tokens)
             manifest.finish(directory, {"tokens": "tokens", "fingerprint": store.fingerprint})
         return store
 

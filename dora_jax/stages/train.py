@@ -18,10 +18,12 @@ from dora_jax.data.loader import (
     SoftLabelledSource,
     balanced_row_lengths,
 )
+from dora_jax.data.packing import Share
 from dora_jax.data.soft_labels import SoftLabelReader
 from dora_jax.data.token_store import TokenStore, concatenate
 from dora_jax.model.t5 import Params
-from dora_jax.parallel.mesh import data_shards
+from dora_jax.parallel import hosts
+from dora_jax.parallel.mesh import data_shards, own_shards
 from dora_jax.predict import decode
 from dora_jax.shapes import Examples
 from dora_jax.stages import manifest, weights
@@ -193,6 +195,7 @@ def _loader(
         max_row_buckets=config.row_buckets,
         gold=gold,
         gold_share=config.gold_share,
+        share=Share(own_shards(context.mesh), data_shards(context.mesh)),
     )
 
 
@@ -214,9 +217,12 @@ def _validation(context: RunContext, store: TokenStore, network: T5Config) -> Va
             mesh=context.mesh,
             no_repeat_ngram_size=config.evaluate.no_repeat_ngram_size,
         )
-        predictions = [store.vocabulary.decode(tokens.tolist()) for tokens in outputs]
-        scores = context.task.score(targets, predictions, sources, resamples=0)
-        return {VALUE: scores.value}
+
+        def value() -> float:
+            predictions = [store.vocabulary.decode(tokens.tolist()) for tokens in outputs]
+            return context.task.score(targets, predictions, sources, resamples=0).value
+
+        return {VALUE: hosts.from_first(value)}
 
     return validate
 

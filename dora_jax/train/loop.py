@@ -23,11 +23,12 @@ from dora_jax.checkpoints import native
 from dora_jax.config import T5Config, TrainConfig
 from dora_jax.cost import flops
 from dora_jax.cost.meter import Meter
-from dora_jax.data.loader import PackedBatch, PackedLoader
+from dora_jax.data.loader import PackedLoader
+from dora_jax.data.packing import PackedBatch
 from dora_jax.model.t5 import Params
-from dora_jax.parallel import partitioning
+from dora_jax.parallel import hosts, partitioning
 from dora_jax.shapes import Seq2SeqBatch
-from dora_jax.stopping import Interrupted, StopRequest
+from dora_jax.stopping import ELSEWHERE, Interrupted, StopRequest
 from dora_jax.train.metrics_log import MetricsLog
 from dora_jax.train.step import StepMetrics, TrainState, init_state, make_loss_fn, make_train_step
 
@@ -106,10 +107,10 @@ class _Run:
                 self.progress = Progress(**record)
         self.start = latest or 0
         self._forget_what_a_crash_undid()
-        self.log = MetricsLog(training.directory, self.start)
+        self.log = MetricsLog(training.directory, self.start) if hosts.is_first() else None
+        self.poll = hosts.Poll(training.mesh)
         loss_fn = make_loss_fn(training.network, config, training.temperature_index)
         self.step_fn = make_train_step(loss_fn, optimizer, config.microbatches)
-        self.batch_sharding = partitioning.batch_sharding(training.mesh)
         self.compiled: dict[Any, Callable[..., tuple[TrainState, StepMetrics]]] = {}
         self.window = _Window()
 
@@ -123,7 +124,8 @@ class _Run:
         t, config = self.t, self.t.config
         with contextlib.ExitStack() as opened:  # closes each, whatever the others raise
             opened.callback(self._close_checkpoints)
-            opened.callback(self.log.close)
+            if self.log:
+                opened.callback(self.log.close)
             bar = opened.enter_context(
                 tqdm(
                     total=config.train_steps,
@@ -146,11 +148,13 @@ class _Run:
                 bar.update()
                 if last or (config.eval_every_steps and step % config.eval_every_steps == 0):
                     self._validate(step)
-                stopping = t.stop.reason  # read once: the signal may come at any moment
+                # Asked once an update: the signal may come at any moment, and on any host.
+                stopping = self.poll.any_of(bool(t.stop.reason))
                 if last or step % config.checkpoint_every_steps == 0 or stopping:
                     self._save(step)
                 if stopping and not last:
-                    raise Interrupted(f"{stopping}, after update {step} of {t.name}")
+                    reason = t.stop.reason or ELSEWHERE
+                    raise Interrupted(f"{reason}, after update {step} of {t.name}")
         return self.progress
 
     def _close_checkpoints(self) -> None:
@@ -166,7 +170,7 @@ class _Run:
         began = time.monotonic()
         with self.t.meter.phase("input wait"):
             packed = next(batches)
-        batch = jax.device_put(packed.batch, self.batch_sharding)
+        batch = partitioning.place_rows(packed.batch, packed.num_rows, self.t.mesh)
         shape = batch.encoder_tokens_BS.shape
         if shape not in self.compiled:
             with self.t.meter.phase("compile"):
@@ -179,7 +183,7 @@ class _Run:
             examples=packed.examples,
             tokens=packed.tokens,
             padding_tokens=packed.padding_tokens,
-            flops=_flops(self.t.network, packed.batch),
+            flops=_flops(self.t.network, packed),
         )
 
     def _compile(self, batch: Seq2SeqBatch) -> Callable[..., tuple[TrainState, StepMetrics]]:
@@ -199,12 +203,16 @@ class _Run:
         step = self.window.last_step
         self._require_finite("loss", values["loss"], step)
         values["dollars"] = self.t.spent_usd()
-        self.log.write(step, values)
+        self._log(step, values)
         bar.set_postfix_str(
             f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tok/s, "
             f"${values['dollars']:.4f}",
             refresh=False,
         )
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.log:
+            self.log.write(step, values)
 
     def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -232,7 +240,7 @@ class _Run:
                 values = t.validate(self.state.params)
             value = values[VALUE]
             named = {f"validation/{name}": number for name, number in values.items()}
-            self.log.write(step, named | {"dollars": t.spent_usd()})
+            self._log(step, named | {"dollars": t.spent_usd()})
         if self.progress.note(value, step):
             with t.meter.phase("checkpoint"):
                 self.best.save(step, self.state.params, {VALUE: value})
@@ -280,6 +288,7 @@ def _placed(state: TrainState, shardings: TrainState) -> TrainState:
     return jax.device_put(state, shardings)
 
 
-def _flops(network: T5Config, batch: Seq2SeqBatch) -> float:
-    tokens = flops.TokenCounts.from_segments(batch.encoder_segments_BS, batch.decoder_segments_BT)
+def _flops(network: T5Config, packed: PackedBatch) -> float:
+    lengths = packed.source_lengths_N, packed.target_lengths_N
+    tokens = flops.TokenCounts.from_lengths(*lengths)
     return flops.training_flops(network, tokens)
