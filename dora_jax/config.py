@@ -17,7 +17,7 @@ from dora_jax.training_config import SoftLossConfig as SoftLossConfig
 from dora_jax.training_config import TrainConfig as TrainConfig
 
 REMAT_POLICIES = ("none", "minimal", "full")
-STRATEGIES = ("annotate", "distill")
+STRATEGIES = ("pretrain", "annotate", "distill")
 # How a checkpoint is named, by its kind; native is also a stage of a run, native:RUN/distill.
 CHECKPOINTS = {"hf": "hf:org/name or hf:FOLDER", "t5x": "t5x:FOLDER", "native": "native:FOLDER"}
 FIRST_LABEL_BATCH = 64  # texts at once, where a measured choice begins

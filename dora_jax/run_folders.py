@@ -16,12 +16,16 @@ from typing import Any
 from dora_jax.cost.charging import STAGES
 from dora_jax.cost.ledger import LedgerRow, RunFacts, read_ledger, stage_row
 from dora_jax.cost.meter import unbilled
+from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.repricing import reprice
 
 FINISHED, RUNNING, STOPPED, FAILED, BUDGET = "finished", "running", "stopped", "failed", "budget"
 STATUS_FILE = "status.json"
 SWEEP_FILE = "sweep.json"
 # A run writes its meter every other second; what is older is no sign of life.
 ALIVE_SECONDS = 60.0
+_NATIVE = "native:"
+_PRETRAINED = {"pretrain-teacher": "teacher", "pretrain-student": "student"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class RunFolder:
 
     def place(self, stage: str) -> Path:
         """Where a stage lies: the same for all runs that share it."""
-        return (self.directory / stage).resolve()
+        return place_of(self.directory, self.settings, stage)
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -61,8 +65,16 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_folder(directory: Path) -> RunFolder:
-    """What is on disk of one run."""
+def read_folder(directory: Path, book: PriceBook | None = None) -> RunFolder:
+    """What is on disk of one run.
+
+    Args:
+      directory: of the run.
+      book: prices its receipt anew; None leaves it as it was written.
+
+    Raises:
+      ValueError: the book has no price for something that the run bought.
+    """
     broken = []
     try:
         settings = _read_object(directory / "config.json")
@@ -74,6 +86,8 @@ def read_folder(directory: Path) -> RunFolder:
     except ValueError as error:
         rows = ()
         broken.append(str(error))
+    if book is not None:
+        rows = tuple(reprice(rows, book))
     status, reason = _status(directory)
     return RunFolder(directory, settings, rows, status, reason, "; ".join(broken))
 
@@ -108,17 +122,35 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 
 def _rows(directory: Path, settings: dict[str, Any]) -> tuple[LedgerRow, ...]:
-    """Own rows, those of shared stages, and what the meter has that no receipt has yet."""
+    """Own rows, those of stages other runs share, and what no receipt has yet."""
     rows = read_ledger(directory / "ledger.jsonl")
-    stages = sorted({stage for of_result in STAGES.values() for stage in of_result})
-    for stage in stages:
-        if (directory / stage).is_symlink():
-            rows += read_ledger(directory / stage / "ledger.jsonl")
+    for stage in sorted({stage for of_result in STAGES.values() for stage in of_result}):
+        place = place_of(directory, settings, stage)
+        if (place / "ledger.jsonl").is_file():
+            rows += read_ledger(place / "ledger.jsonl")
+        elif place.parent != directory.resolve():  # a stage of another run, by its weights' name
+            rows += [r for r in read_ledger(place.parent / "ledger.jsonl") if r.stage == stage]
     billed = {row.row_id for row in rows}
-    facts = RunFacts(directory.name, settings.get("scale", ""), "")
+    facts = RunFacts(directory.name, str(settings.get("scale", "")), "")
     charges = unbilled(directory / "meter.json", lambda row_id: row_id in billed)
     rows += [stage_row(facts, "", charge) for charge in charges if charge.holding is not None]
     return tuple(rows)
+
+
+def place_of(directory: Path, settings: dict[str, Any], stage: str) -> Path:
+    """Where a stage of a run lies: the same place for all runs that share it.
+
+    That is behind a link, or in the run whose pretrained network this one starts from.
+    """
+    side = _PRETRAINED.get(stage, "")
+    weights = str(dig(settings, side, "weights") or "")
+    if weights.startswith(_NATIVE) and weights.endswith(stage):
+        given = Path(weights.removeprefix(_NATIVE))
+        # The name is as seen from where the run was started; runs of a sweep lie side by side.
+        for candidate in (given, directory.parent.joinpath(*given.parts[-2:])):
+            if candidate.is_dir():
+                return candidate.resolve()
+    return (directory / stage).resolve()
 
 
 def _status(directory: Path) -> tuple[str, str]:

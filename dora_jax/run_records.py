@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.config import T5Config
-from dora_jax.cost.charging import STAGES, TEACHER, results_of
+from dora_jax.cost.charging import BY_PRODUCTS, STAGES, TEACHER, results_of
 from dora_jax.cost.flops import parameter_count
-from dora_jax.cost.prices import LABEL_UNITS, NOT_PRICED, TOKEN_UNITS
+from dora_jax.cost.prices import LABEL_UNITS, NOT_PRICED, TOKEN_UNITS, PriceBook
 from dora_jax.fingerprints import fingerprint
 from dora_jax.metrics.scores import Scores
 from dora_jax.run_folders import (
@@ -120,17 +120,21 @@ class RunRecord:
         return self.tokens / self.compute_dollars if self.compute_dollars else None
 
 
-def read_runs(directory: str | os.PathLike[str]) -> list[RunRecord]:
+def read_runs(directory: str | os.PathLike[str], book: PriceBook | None = None) -> list[RunRecord]:
     """The records of all runs below a folder, or of the one run that it is.
 
     Args:
       directory: a folder of runs, at any depth, or a run directory.
+      book: prices all receipts anew; None leaves them as they were written.
 
     Returns:
       One record for each result that each run was asked for, by path and strategy.
+
+    Raises:
+      ValueError: the book has no price for something that was bought.
     """
     root = Path(directory)
-    return records_of(root, [read_folder(path) for path in find_runs(root)])
+    return records_of(root, [read_folder(path, book) for path in find_runs(root)])
 
 
 def records_of(root: Path, folders: Iterable[RunFolder]) -> list[RunRecord]:
@@ -151,21 +155,34 @@ def _strategies(folder: RunFolder) -> tuple[str, ...]:
     return results_of(wanted) or ("",)
 
 
-def _users(folders: Iterable[RunFolder]) -> Counter[Path]:
-    """How many results use each stage, which divides its dollars.
+@dataclasses.dataclass(frozen=True)
+class _Users:
+    """How many results use each stage.
 
-    A teacher is a by-product where a student learns from it, and then pays for its score alone.
+    A by-product, such as a teacher that a student learns from, pays for nothing that another
+    result uses.
     """
-    users: Counter[Path] = Counter()
-    by_teachers: Counter[Path] = Counter()
+
+    results: Counter[Path]
+    by_products: Counter[Path]
+
+    def share(self, place: Path, strategy: str) -> float:
+        """Which part of a stage's dollars a result pays."""
+        if strategy not in BY_PRODUCTS:
+            return 1 / self.results[place]
+        return 0.0 if self.results[place] else 1 / self.by_products[place]
+
+
+def _users(folders: Iterable[RunFolder]) -> _Users:
+    users = _Users(Counter(), Counter())
     for folder in folders:
         for strategy in _strategies(folder):
-            counted = by_teachers if strategy == TEACHER else users
+            counted = users.by_products if strategy in BY_PRODUCTS else users.results
             counted.update({folder.place(stage) for stage in STAGES.get(strategy, ())})
-    return users | Counter({place: n for place, n in by_teachers.items() if not users[place]})
+    return users
 
 
-def _record(root: Path, folder: RunFolder, strategy: str, users: Counter[Path]) -> RunRecord:
+def _record(root: Path, folder: RunFolder, strategy: str, users: _Users) -> RunRecord:
     settings, directory = folder.settings, folder.directory
     relative = directory.relative_to(root).as_posix()
     status, reason, scores = _outcome(folder, strategy)
@@ -200,6 +217,8 @@ def _outcome(folder: RunFolder, strategy: str) -> tuple[str, str, Scores | None]
     evaluated = f"evaluate-{strategy}"
     manifest = read_or_empty(folder.directory / evaluated / "manifest.json")
     plain = dig(manifest, "outputs", "scores")
+    if plain is None and evaluated not in STAGES.get(strategy, ()):
+        return folder.status, "" if folder.status == FINISHED else folder.reason, None
     if plain is None:
         # The run may have ended well with this result broken since.
         if folder.status == FINISHED:
@@ -211,8 +230,7 @@ def _outcome(folder: RunFolder, strategy: str) -> tuple[str, str, Scores | None]
         _ = float(value), float(interval[0]), float(interval[1])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return FAILED, f"the scores of {evaluated} cannot be read: {error!r}", None
-    trained = read_or_empty(folder.directory / _trained_by(strategy) / "manifest.json")
-    cut = dig(trained, "outputs", "stopped_by")
+    cut = dig(manifest, "outputs", "stopped_by")
     return (BUDGET, str(cut), scores) if cut else (FINISHED, "", scores)
 
 
@@ -227,7 +245,7 @@ def _quality(scores: Scores | None) -> dict[str, Any]:
     }
 
 
-def _costs(folder: RunFolder, strategy: str, users: Counter[Path]) -> dict[str, Any]:
+def _costs(folder: RunFolder, strategy: str, users: _Users) -> dict[str, Any]:
     needed = [row for row in folder.rows if row.stage in STAGES.get(strategy, ())]
     work = [row for row in needed if row.device_kind]
     by_stage, by_phase = Counter[str](), Counter[str]()
@@ -236,18 +254,17 @@ def _costs(folder: RunFolder, strategy: str, users: Counter[Path]) -> dict[str, 
         seconds = sum(row.seconds.values())
         for phase, of_phase in row.seconds.items():
             by_phase[phase] += row.dollars * of_phase / seconds if seconds else 0.0
-    shares = {stage: users[folder.place(stage)] for stage in by_stage}
+    places = {stage: folder.place(stage) for stage in by_stage}
     return {
         "labels": sum(row.examples for row in needed if row.unit in LABEL_UNITS),
         "label_dollars": sum(row.dollars for row in needed if row.unit in LABEL_UNITS),
         "llm_dollars": sum(row.dollars for row in needed if row.unit in TOKEN_UNITS),
         "compute_dollars": sum(by_stage.values()),
-        "shared_dollars": sum(usd for stage, usd in by_stage.items() if shares[stage] != 1),
-        # What a teacher leaves to the students that learn from it costs it nothing.
+        "shared_dollars": sum(
+            usd for stage, usd in by_stage.items() if users.results[places[stage]] > 1
+        ),
         "amortised_dollars": sum(
-            usd / shares[stage]
-            for stage, usd in by_stage.items()
-            if strategy != TEACHER or not _used_by_students(folder, stage)
+            usd * users.share(places[stage], strategy) for stage, usd in by_stage.items()
         ),
         "dollars_by_stage": dict(by_stage),
         "dollars_by_phase": dict(by_phase),
@@ -257,10 +274,6 @@ def _costs(folder: RunFolder, strategy: str, users: Counter[Path]) -> dict[str, 
         "device_hours": sum(row.device_hours for row in work),
         "tokens": sum(row.tokens for row in work),
     }
-
-
-def _used_by_students(folder: RunFolder, stage: str) -> bool:
-    return any(stage in STAGES[name] for name in _strategies(folder) if name != TEACHER)
 
 
 def _sizes(settings: dict[str, Any], strategy: str) -> dict[str, Any]:
@@ -280,11 +293,11 @@ def _parameters(settings: dict[str, Any], side: str) -> int | None:
 
 
 def _training(folder: RunFolder, strategy: str) -> dict[str, Any]:
-    """Updates done (the last one where training stopped early), and epochs by examples seen."""
+    """Updates, and epochs by the examples they see."""
     stage = _trained_by(strategy)
-    manifest = read_or_empty(folder.directory / stage / "manifest.json")
-    done = dig(manifest, "outputs", "last_step")
-    steps = _count(done or dig(folder.settings, stage, "train_steps"))
+    scored = read_or_empty(folder.directory / f"evaluate-{strategy}" / "manifest.json")
+    cut_after = dig(scored, "outputs", "last_step")  # where the budget ended the training
+    steps = _count(cut_after or dig(folder.settings, stage, "train_steps"))
     tokens = dig(folder.settings, "data", "token_store") or folder.place("prepare") / "tokens"
     rows = dig(read_or_empty(Path(tokens) / "manifest.json"), "rows")
     examples = _count(dig(rows, "unlabeled" if strategy == "distill" else "train"))

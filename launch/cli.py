@@ -15,6 +15,7 @@ VERBS = {
     "predict": "predict a file of texts with a checkpoint",
     "convert": "convert a checkpoint between Hugging Face, T5X and our own format",
     "export": "export a model of a run, with a model card",
+    "ledger": "list runs with their quality and dollars, and price them anew",
     "score": "score a file of predictions, and compare it with another one",
 }
 

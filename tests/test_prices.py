@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 
 import pytest
 
-from dora_jax.cost.prices import DEVICE_ITEMS, NOT_PRICED, SET_BY_USER, PriceBook, user_price
+from dora_jax.cost.prices import (
+    DEVICE_ITEMS,
+    INPUT_TOKENS,
+    NOT_PRICED,
+    OUTPUT_TOKENS,
+    SET_BY_USER,
+    PriceBook,
+    user_price,
+)
 
 ENTRY = {
     "item": "h100",
@@ -184,3 +193,91 @@ def test_a_price_of_the_user_is_marked():
 def test_a_price_of_the_user_must_be_a_price(usd):
     with pytest.raises(ValueError, match="0 or more"):
         user_price(usd)
+
+
+# --- Units, ages, and a book of one's own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item": "v4", "unit": "core"}, "a JAX device of v4 is a chip, which has two"),
+        ({"item": "v5p", "unit": "core"}, "Enter the price of a chip"),
+        ({"item": "v5e", "unit": "chip", "devices_per_unit": 8}, "a chip of v5e is 1"),
+        ({"item": "v3", "unit": "chip"}, "a chip of v3 is 2 of JAX's devices"),
+        ({"item": "v2", "unit": "core", "devices_per_unit": 2}, "a core of v2 is 1"),
+        ({"item": "v6e", "unit": "gpu"}, "by chip, core, board or host"),
+        ({"unit": "core"}, "GPUs by gpu or host"),
+        ({"devices_per_unit": 8}, 'several write "unit": "host"'),
+    ],
+)
+def test_a_unit_that_the_item_is_not_sold_in_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        PriceBook.load(write_book(tmp_path / "book.json", change))
+
+
+def test_a_core_and_a_chip_of_v3_come_to_the_same(tmp_path):
+    chip = {"item": "v3", "unit": "chip", "devices_per_unit": 2, "usd": 2.0}
+    core = {"item": "v3", "unit": "core", "usd": 1.0}
+    for change in (chip, core):
+        book = PriceBook.load(write_book(tmp_path / "book.json", change))
+        assert book.device_price("TPU v3").usd == 1.0
+
+
+def test_a_spot_price_of_a_part_is_refused(tmp_path):
+    path = write_book(tmp_path / "book.json", {}, {"kind": "spot", "usd": 0.39})
+    with pytest.raises(ValueError, match=r"0.39 USD on spot and 4.0 on demand"):
+        PriceBook.load(path)
+
+
+@pytest.mark.parametrize(
+    ("date", "stale"),
+    [
+        ("2026-01-31", False),
+        ("2024-11-21", True),
+        ("2025-11-21", False),
+        ("2025-11-20", True),
+        ("2025", False),  # may be as young as December
+        ("2024", True),
+        ("2025-10", True),
+        ("undated", True),
+    ],
+)
+def test_a_market_price_of_over_a_year_is_stale(tmp_path, date, stale):
+    book = PriceBook.load(write_book(tmp_path / "book.json", {"date": date}))
+    price = book.device_price("h100")
+    assert price.is_stale(datetime.date(2026, 11, 21)) == stale
+
+
+def test_what_a_label_costs_does_not_age(book):
+    today = datetime.date(2026, 11, 21)
+    assert not book.label_price("wlp").is_stale(today)
+    assert not user_price(1.0).is_stale(today)
+    assert not book.device_price("cpu").is_stale(today)
+
+
+def test_a_book_of_ones_own_comes_before_the_packaged_one(tmp_path, book):
+    path = write_book(tmp_path / "book.json", {"usd": 0.5, "date": "2020"})
+    own = PriceBook.of_user(str(path))
+    assert own.device_price("h100").usd == 0.5  # though older
+    with pytest.raises(ValueError, match="no spot price"):
+        own.device_price("h100", spot=True)
+    assert own.device_price("v5e") == book.device_price("v5e")
+    assert own.label_price("wlp") == book.label_price("wlp")
+    assert PriceBook.of_user("") == book
+    with pytest.raises(ValueError, match="no price book missing.json"):
+        PriceBook.of_user("missing.json")
+
+
+def test_tokens_of_a_language_model_have_two_prices(tmp_path):
+    tokens = {"item": "gpt", "source": "its maker"}
+    path = write_book(
+        tmp_path / "book.json",
+        tokens | {"unit": INPUT_TOKENS, "usd": 0.5},
+        tokens | {"unit": OUTPUT_TOKENS, "usd": 1.5},
+    )
+    book = PriceBook.load(path)
+    assert book.token_price("gpt", INPUT_TOKENS).usd == 0.5
+    assert book.token_price("gpt", OUTPUT_TOKENS).usd == 1.5
+    with pytest.raises(ValueError, match=r"no price per million input tokens for model 'gtp'.*gpt"):
+        book.token_price("gtp", INPUT_TOKENS)

@@ -15,7 +15,7 @@ from dora_jax.cost.flops import parameter_count
 from dora_jax.cost.ledger import Ledger, RunFacts, read_ledger
 from dora_jax.cost.ledger_rows import tokens_row
 from dora_jax.cost.meter import Charge, Meter
-from dora_jax.cost.prices import Price
+from dora_jax.cost.prices import Price, PriceBook
 from dora_jax.run_records import RunRecord, read_runs, seeds_together
 
 SHARED = ("prepare", "pretrain-teacher", "teach", "label")
@@ -94,6 +94,44 @@ def test_the_divided_dollars_of_one_run_are_its_receipt(tmp_path: Path) -> None:
     assert sum(record.amortised_dollars for record in read_runs(run)) == pytest.approx(paid)
 
 
+def test_a_pretrained_network_of_another_run_is_shared(tmp_path: Path) -> None:
+    base = {"prepare": 100, "pretrain-teacher": 200, "pretrain-student": 150}
+    write_run(tmp_path / "base", ("pretrain",), seconds=base)
+    own = {"prepare": 100, "annotate": 50, "evaluate-annotate": 20}
+    start = ModelSource(weights="native:elsewhere/base/pretrain-student")
+    for name in ("a", "b"):
+        values = {"annotate": 30.0}
+        write_run(tmp_path / name, ("annotate",), seconds=own, values=values, student=start)
+    *records, base_record = read_runs(tmp_path)
+    assert (base_record.strategy, base_record.status) == ("pretrain", "finished")
+    for record in records:
+        assert record.compute_dollars == pytest.approx(3.20)
+        assert record.shared_dollars == pytest.approx(1.50)
+        assert record.amortised_dollars == pytest.approx(1.70 + 0.75)
+    # What nobody used is left to the base.
+    assert base_record.amortised_dollars == pytest.approx(3.0)
+
+
+def test_another_book_prices_receipts_anew(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", ("annotate",))
+    entries = [
+        {"item": item, "unit": unit, "kind": "on-demand", "usd": usd, "source": "s", "date": "2026"}
+        for item, unit, usd in (("cpu", "host", 36.0), ("wlp", "label", 1.0))
+    ]
+    file = tmp_path / "book.json"
+    file.write_text(json.dumps({"version": 1, "date": "2026-11-21", "entries": entries}))
+    (before,) = read_runs(tmp_path)
+    (after,) = read_runs(tmp_path, PriceBook.load(file))
+    assert after.compute_dollars == pytest.approx(2 * before.compute_dollars)  # 18 USD an hour
+    assert (before.label_dollars, after.label_dollars) == (25.0, 100.0)
+    file.write_text(json.dumps({"version": 1, "date": "2026-11-21", "entries": entries[1:]}))
+    book = PriceBook.load(file)
+    assert not read_runs(tmp_path, book)[0].priced
+    file.write_text(json.dumps({"version": 1, "date": "2026-11-21", "entries": entries[:1]}))
+    with pytest.raises(ValueError, match="no label price for task 'wlp'"):
+        read_runs(tmp_path, PriceBook.load(file))
+
+
 def test_a_language_models_tokens_are_dollars_of_their_own(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one", ("annotate",))
     price = Price("model", "million input tokens", 2.0, "its maker", "2026")
@@ -130,8 +168,10 @@ def test_a_run_says_how_it_ended(tmp_path: Path, status: str) -> None:
 
 def test_a_result_whose_training_the_budget_ended_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one", ("annotate",), values={"annotate": 20.0})
-    outputs = {"best_step": 5, "last_step": 7, "stopped_by": "the budget, after update 7"}
-    edit_json(run / "annotate" / "manifest.json", outputs=outputs)
+    manifest = run / "evaluate-annotate" / "manifest.json"
+    outputs = json.loads(manifest.read_text())["outputs"]
+    outputs |= {"last_step": 7, "stopped_by": "the budget, after update 7"}
+    edit_json(manifest, outputs=outputs)
     (record,) = read_runs(tmp_path)
     assert (record.status, record.value, record.steps) == ("budget", 20.0, 7)
     assert record.reason == "the budget, after update 7"

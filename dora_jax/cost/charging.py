@@ -5,11 +5,14 @@ from __future__ import annotations
 from dora_jax.cost.ledger_rows import LABELS
 
 PREPARE = "prepare"
-TEACHER = "teacher"
+TEACHER, PRETRAIN = "teacher", "pretrain"
+# Not what a run is for where something else uses their stages, which then pays for them.
+BY_PRODUCTS = (TEACHER, PRETRAIN)
 
 # A result pays for all the stages it needs, those it shares with others too: that is what it
 # would cost alone.
 STAGES = {
+    PRETRAIN: (PREPARE, "pretrain-teacher", "pretrain-student"),
     TEACHER: (PREPARE, LABELS, "pretrain-teacher", "teach", "evaluate-teacher"),
     "annotate": (PREPARE, LABELS, "pretrain-student", "annotate", "evaluate-annotate"),
     "distill": (

@@ -28,6 +28,14 @@ SET_BY_USER = "set by the user"
 # Public catalogs write this for "unknown" (SkyPilot's, seen in its GPU tables).
 SENTINELS_USD = (700.0,)
 
+# A market price older than this is no longer to be relied on.
+STALE_DAYS = 365
+# Spot prices below this share of on-demand have been prices of a part of the unit.
+LEAST_SPOT_SHARE = 0.1
+# How many JAX devices one chip has. Slice names of v2 to v4 and v5p count TensorCores, those of
+# v5e and v6e chips, and since v4 JAX shows both cores of a chip as one device.
+TPU_DEVICES_PER_CHIP = {"v2": 2, "v3": 2, "v4": 1, "v5e": 1, "v5p": 1, "v6e": 1}
+
 # The names JAX gives its devices. Whole names, not beginnings: "NVIDIA A100-SXM4-40GB MIG
 # 1g.5gb" is a seventh of an A100 and "NVIDIA H100 PCIe" is slower and cheaper than the SXM.
 # Source: TPU names from jax/_src/pallas/mosaic/tpu_info.py, GPU names as CUDA reports them.
@@ -76,6 +84,15 @@ class Price:
         """False for the marked zero of a device that nobody has put a price on."""
         return self.source != NOT_PRICED
 
+    def is_stale(self, today: datetime.date) -> bool:
+        """Whether a market price is too old, or of no known date; labels have no market."""
+        if self.unit in LABEL_UNITS or self.source in (SET_BY_USER, NOT_PRICED):
+            return False
+        if self.date == UNDATED:
+            return True
+        last_day = self.date + {4: "-12-31", 7: "-28"}.get(len(self.date), "")
+        return (today - datetime.date.fromisoformat(last_day)).days > STALE_DAYS
+
     @property
     def _rank(self) -> tuple[str, float]:
         # Newest first; between equals the dearest, so that a bill is never too low.
@@ -110,6 +127,22 @@ class PriceBook:
     date: str
     path: str
     entries: tuple[Price, ...]
+
+    @classmethod
+    def of_user(cls, path: str) -> PriceBook:
+        """The user's own book before the packaged one; "" names none.
+
+        What the user's book has a price for, in whatever kind, is taken from it alone.
+        """
+        packaged = cls.load()
+        if not path:
+            return packaged
+        if not Path(path).is_file():
+            raise ValueError(f"There is no price book {path}; docs/dollars.md shows its form.")
+        own = cls.load(path)
+        priced = {(p.item, p.unit in DEVICE_UNITS) for p in own.entries}
+        rest = [p for p in packaged.entries if (p.item, p.unit in DEVICE_UNITS) not in priced]
+        return cls(own.date, f"{path} and the packaged price book", (*own.entries, *rest))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> PriceBook:
@@ -259,7 +292,37 @@ def _read_entry(where: str, row: Any) -> Price:
             f'{where}: "devices_per_unit" is {price.devices_per_unit!r}; expected how many JAX '
             "devices one unit has, 1 or more."
         )
+    _check_unit(where, price)
     return price
+
+
+def _check_unit(where: str, price: Price) -> None:
+    """Refuses a unit that the item is not sold in: a price of a core taken for that of a chip."""
+    is_tpu = price.item in TPU_DEVICES_PER_CHIP
+    if price.unit == "gpu" and price.devices_per_unit != 1:
+        raise ValueError(
+            f"{where}: {price.devices_per_unit} devices per gpu; JAX shows one. For a machine of "
+            'several write "unit": "host".'
+        )
+    if price.unit in ("chip", "core") and not is_tpu or price.unit == "gpu" and is_tpu:
+        raise ValueError(
+            f'{where}: "unit" is {price.unit!r}; TPUs ({", ".join(TPU_DEVICES_PER_CHIP)}) are sold '
+            "by chip, core, board or host, GPUs by gpu or host."
+        )
+    if not is_tpu or price.unit not in ("chip", "core"):
+        return
+    per_chip = TPU_DEVICES_PER_CHIP[price.item]
+    if price.unit == "core" and per_chip == 1:
+        raise ValueError(
+            f"{where}: priced per core, but a JAX device of {price.item} is a chip, which has two "
+            "on v4 and v5p. Enter the price of a chip."
+        )
+    wanted = per_chip if price.unit == "chip" else 1
+    if price.devices_per_unit != wanted:
+        raise ValueError(
+            f'{where}: "devices_per_unit" is {price.devices_per_unit}; a {price.unit} of '
+            f"{price.item} is {wanted} of JAX's devices."
+        )
 
 
 def _check_together(path: str, prices: tuple[Price, ...]) -> None:
@@ -279,7 +342,8 @@ def _check_together(path: str, prices: tuple[Price, ...]) -> None:
             on_demand[key] = max(price.usd, on_demand.get(key, 0.0))
     for price in prices:
         ceiling = on_demand.get((price.item, price.source), math.inf)
-        if price.kind == "spot" and price.usd > ceiling:
+        too_cheap = ceiling < math.inf and price.usd < LEAST_SPOT_SHARE * ceiling
+        if price.kind == "spot" and (price.usd > ceiling or too_cheap):
             raise ValueError(
                 f"{path}: {price.item} costs {price.usd} USD on spot and {ceiling} on demand, "
                 f"both from {price.source}; look for a mix-up of units (per chip and per board) "
