@@ -16,6 +16,7 @@ VERBS = {
     "convert": "convert a checkpoint between Hugging Face, T5X and our own format",
     "export": "export a model of a run, with a model card",
     "ledger": "list runs with their quality and dollars, and price them anew",
+    "plan": "the best way to spend a budget, from finished runs, with intervals",
     "score": "score a file of predictions, and compare it with another one",
 }
 

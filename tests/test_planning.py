@@ -256,11 +256,9 @@ def test_a_single_run_names_the_runs_that_are_missing() -> None:
     assert (best.strategy, best.measured, best.value) == ("distill", "points", 60.0)
     assert best.usd <= 200.0 and second.value == 40.0
     wanted = measure_next(few, 200.0, MARKET)
-    assert {(w.arm, w.labels) for w in wanted[:3]} == {
-        ("annotate", 150),
-        ("annotate", 75),
-        ("annotate", 300),
-    }
+    names = ("annotate", "distill")
+    assert [(w.arm, w.labels) for w in wanted] == [(a, n) for n in (150, 75, 300) for a in names]
+    assert [w.usd for w in wanted[:2]] == [150 * LABEL_USD + 8.0, 150 * LABEL_USD + 46.0]
     assert all("a curve needs 4 runs at 3 places" in w.why for w in wanted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,9 +46,10 @@ def measure_next(
     over the replicates, one more run leaves var(d) - cov(d, f)² / (var(f) + s²): exact where
     they are normal.
     """
-    missing = list(_for_curves(fitted, market))
-    if missing:
-        return missing[: max(count, MIN_RUNS)]
+    lacking = [list(_for_curve(fitted, i, market)) for i in range(len(fitted.arms))]
+    if any(lacking):  # every arm's most needed run first
+        in_turn = itertools.chain.from_iterable(itertools.zip_longest(*lacking))
+        return [measurement for measurement in in_turn if measurement is not None]
     best = plans(fitted, budget_usd, market)
     if len(best) < 2 or best[0].chance >= DECIDED:
         return []
@@ -74,26 +76,25 @@ def measure_next(
     return [measurement for _, measurement in candidates[:count]]
 
 
-def _for_curves(fitted: Fitted, market: Market) -> Iterator[Measurement]:
-    """Runs that arms without a curve lack, the cheapest places first."""
-    for i, arm in enumerate(fitted.arms):
-        if not isinstance(fitted.bands[i].central, Steps):
-            continue
-        there = sorted(set(arm.places))
-        wanted, low = list[float](), there[0]
-        while len(there) + len(wanted) < MIN_PLACES:
-            # Down from the smallest: each run costs half as much as the one before.
-            low /= SPREAD
-            wanted.append(float(round(low)) if arm.axis == LABELS and low >= 2 else low)
-        runs = len(arm.places) + len(wanted)
-        wanted += there[: max(MIN_RUNS - runs, 0)]
-        for x in wanted:
-            again = " with another seed" if x in there else ""
-            why = (
-                f"a curve needs {MIN_RUNS} runs at {MIN_PLACES} places; {arm.name} has "
-                f"{len(arm.places)} at {len(there)}: one more at {x:,.4g} {arm.axis}{again}"
-            )
-            yield Measurement(arm.name, x, _labels(fitted, i, x), _usd(fitted, i, x, market), why)
+def _for_curve(fitted: Fitted, i: int, market: Market) -> Iterator[Measurement]:
+    """Runs that an arm without a curve lacks; other places before other seeds."""
+    arm = fitted.arms[i]
+    if not isinstance(fitted.bands[i].central, Steps):
+        return
+    there = sorted(set(arm.places))
+    wanted, low = list[float](), there[0]
+    while len(there) + len(wanted) < MIN_PLACES:
+        # Down from the smallest: each run costs half as much as the one before.
+        low /= SPREAD
+        wanted.append(float(round(low)) if arm.axis == LABELS and low >= 2 else low)
+    wanted += there[: max(MIN_RUNS - len(arm.places) - len(wanted), 0)]
+    for x in wanted:
+        again = " with another seed" if x in there else ""
+        why = (
+            f"a curve needs {MIN_RUNS} runs at {MIN_PLACES} places; {arm.name} has "
+            f"{len(arm.places)} at {len(there)}: one more at {x:,.4g} {arm.axis}{again}"
+        )
+        yield Measurement(arm.name, x, _labels(fitted, i, x), _usd(fitted, i, x, market), why)
 
 
 def _labels(fitted: Fitted, i: int, x: float) -> int:

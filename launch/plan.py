@@ -1,0 +1,330 @@
+"""The best way to spend a budget, from finished runs, with how sure that is."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # before a file of this folder could shadow what is imported
+    runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
+
+import argparse
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dora_jax.launch.command_line import exit_status, parse, require_place
+from dora_jax.launch.plan_input import Chosen, Prices, choose, read_records
+from dora_jax.planning.arms import LABELS, arms_of
+from dora_jax.planning.curves import PowerLaw
+from dora_jax.planning.decision import (
+    DECIDED,
+    REACH,
+    TOLERANCE,
+    BreakEven,
+    Fitted,
+    Plan,
+    break_evens,
+    fit_arms,
+    near_optimal,
+    plans,
+)
+from dora_jax.planning.front import budget_grid, fitted_front, measured_points
+from dora_jax.planning.next_measurement import Measurement, measure_next
+from dora_jax.whole_files import write_json
+
+DESCRIPTION = """\
+Reads the finished runs below a folder and says how to spend a budget: the best strategy with its
+interval, the plans that are nearly as good, the Pareto front, the prices at which another strategy
+would win, and what to measure next where the runs do not decide it. docs/planning.md says how.
+
+  python launch/plan.py --runs=runs/wlp_pareto --budget_usd=500
+  python launch/plan.py --runs=runs --task=wlp --scale=rehearsal --budget_usd=80 --json=-
+  python launch/plan.py --runs=runs --budget_usd=500 --price_usd_per_label=0.5 --students=4
+
+Dollars count from nothing: labels, teacher and student of one finished model, or the model's share
+of the teacher where --students share it.
+"""
+WIDTH_OF_FILES = 130  # where the output is no terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, or 2 after an error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_status(lambda: _plan(given), debug="--debug" in given)
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which runs are read, and at which prices."""
+    parser.add_argument("--runs", metavar="DIR", help="a folder of runs, or one run")
+    parser.add_argument("--task", help="where the folder holds runs of several tasks")
+    parser.add_argument("--scale", help="paper or rehearsal, where it holds both")
+    parser.add_argument(
+        "--price_usd_per_label", type=float, metavar="USD", help="in place of the price paid"
+    )
+    parser.add_argument(
+        "--price_usd_per_device_hour", type=float, metavar="USD", help="in place of the price paid"
+    )
+    parser.add_argument(
+        "--students", type=int, default=1, help="that share one teacher (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reach",
+        type=float,
+        default=REACH,
+        help="how far a curve is believed, as a multiple of what was measured "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--replicates", type=int, default=1000, help="of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def read_choice(flags: argparse.Namespace) -> tuple[Chosen, Fitted]:
+    """The runs that the flags choose, and their curves.
+
+    Raises:
+      ValueError: flags out of range, no runs, or runs that cannot be compared.
+    """
+    if flags.runs is None:
+        raise ValueError("Which runs? Add --runs=DIR, a folder below which launch/run.py wrote.")
+    for name in ("price_usd_per_label", "price_usd_per_device_hour"):
+        if (price := getattr(flags, name)) is not None and price < 0:
+            raise ValueError(f"--{name}={price}; a price is at least 0.")
+    if flags.students < 1 or flags.reach < 1 or flags.replicates < 100:
+        raise ValueError(
+            f"--students={flags.students} --reach={flags.reach} --replicates={flags.replicates}; "
+            "expected at least 1, 1 and 100."
+        )
+    prices = Prices(flags.price_usd_per_label, flags.price_usd_per_device_hour)
+    chosen = choose(read_records(flags.runs, prices), flags.task, flags.scale)
+    chosen = chosen._replace(market=dataclasses.replace(chosen.market, students=flags.students))
+    fitted = fit_arms(arms_of(chosen.results), replicates=flags.replicates, seed=flags.seed)
+    return chosen, dataclasses.replace(fitted, reach=flags.reach)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python launch/plan.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--budget_usd", type=float, metavar="USD", help="labels and compute")
+    add_choice(parser)
+    parser.add_argument("--json", metavar="FILE|-", help="also as JSON; - prints it alone")
+    return parser
+
+
+def _plan(arguments: list[str]) -> int:
+    flags, overrides = parse(_parser(), arguments)
+    if overrides:
+        raise ValueError(f"--gin.{overrides[0].name}: a plan reads runs and takes no gin settings.")
+    if flags.budget_usd is None or not 0 < flags.budget_usd < float("inf"):
+        raise ValueError(
+            f"--budget_usd={flags.budget_usd}; expected what may be spent in all, above 0."
+        )
+    if flags.json not in (None, "-"):
+        require_place("--json", flags.json)
+    chosen, fitted = read_choice(flags)
+    found = plan_json(chosen, fitted, flags.budget_usd)
+    if flags.json == "-":
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        return 0
+    if flags.json:
+        write_json(flags.json, found)
+    _print(chosen, fitted, flags.budget_usd)
+    return 0
+
+
+def plan_json(chosen: Chosen, fitted: Fitted, budget_usd: float) -> dict[str, Any]:
+    """The whole answer as plain JSON; docs/planning.md names the fields."""
+    market, scatter = chosen.market, fitted.scatter
+    best = plans(fitted, budget_usd, market)
+    budgets = [float(budget) for budget in budget_grid(fitted, market)]
+    return {
+        "task": chosen.task,
+        "scale": chosen.scale,
+        "metric": chosen.metric,
+        "budget_usd": budget_usd,
+        "market": dataclasses.asdict(market),
+        "results": len(chosen.results),
+        "scatter_of_a_run": {
+            "sd": scatter.sd if scatter.freedom else None,
+            "freedom": scatter.freedom,
+        },
+        "decided": bool(best) and _decided(best),
+        "plans": [dataclasses.asdict(plan) | {"usd": plan.usd} for plan in best],
+        "near_optimal": {
+            "points": TOLERANCE,
+            "regions": [r._asdict() for r in near_optimal(fitted, budget_usd, market)]
+            if best
+            else [],
+        },
+        "measured": [dataclasses.asdict(point) for point in measured_points(chosen.results)],
+        "front": [
+            {"budget_usd": budget, "best": dataclasses.asdict(found[0]) if found else None}
+            for budget, found in zip(budgets, fitted_front(fitted, budgets, market), strict=True)
+        ],
+        "curves": [_curve_json(fitted, i) for i in range(len(fitted.arms))],
+        "break_even": [b._asdict() for b in break_evens(fitted, budget_usd, market)]
+        if best
+        else [],
+        "measure_next": [dataclasses.asdict(m) for m in measure_next(fitted, budget_usd, market)],
+        "remarks": chosen.remarks,
+    }
+
+
+def _curve_json(fitted: Fitted, i: int) -> dict[str, Any]:
+    arm, curve = fitted.arms[i], fitted.bands[i].central
+    found = {
+        "arm": arm.name,
+        "axis": arm.axis,
+        "results": [result.name for result in arm.results],
+        "cost": arm.costs._asdict(),
+        "law": None,
+    }
+    if isinstance(curve, PowerLaw):
+        found["law"] = {
+            "top": float(curve.top_R[0]),
+            "drop": float(curve.drop_R[0]),
+            "exponent": float(curve.exponent_R[0]),
+            "unit": curve.unit,
+        }
+    return found
+
+
+def _decided(best: Sequence[Plan]) -> bool:
+    return best[0].chance >= DECIDED and best[0].measured != "points"
+
+
+def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
+    """The answer in two sentences."""
+    if not best:
+        return f"${budget_usd:,.2f} pays for none of the plans that were measured."
+    first, (low, high) = best[0], best[0].interval
+    text = (
+        f"For ${budget_usd:,.2f}: {first.arm}, {first.labels:,} labels, expected {metric} "
+        f"{first.value:.1f} ({low:.1f}–{high:.1f}) for ${first.usd:,.2f}."
+    )
+    if first.measured == "points":
+        return f"{text} Runs are too few for a curve: this is the best that was measured."
+    if first.measured == "beyond":
+        text += " That is beyond what was measured."
+    if len(best) == 1:
+        return f"{text} Nothing else was measured that the budget pays."
+    if _decided(best):
+        return f"{text} The chance that nothing else measured is better is {first.chance:.0%}."
+    return (
+        f"{text} Not decided: the chance that it is the best is {first.chance:.0%}; "
+        f"{best[1].arm} is expected at {best[1].value:.1f}."
+    )
+
+
+def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_FILES)
+    market, best = chosen.market, plans(fitted, budget_usd, chosen.market)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    mark = " REHEARSAL: small networks, no result of the paper's." * (chosen.scale == "rehearsal")
+    say(f"{chosen.task}, {chosen.scale} scale, {len(chosen.results)} results.{mark}")
+    for remark in chosen.remarks:
+        say(f"note: {remark}")
+    say(f"\n{verdict(best, chosen.metric, budget_usd)}")
+    if best:
+        console.print(_plans_table(best, chosen.metric))
+        say(f"Within {TOLERANCE:g} point of the best:")
+        for region in near_optimal(fitted, budget_usd, market):
+            (low, high), (few, many) = region.usd, region.labels
+            say(f"  {region.arm}: ${low:,.2f} to ${high:,.2f}, {few:,} to {many:,} labels")
+        say("\nWhere the winner changes:")
+        for found in break_evens(fitted, budget_usd, market):
+            say(f"  {_break_even_text(found)}")
+    wanted = measure_next(fitted, budget_usd, market)
+    say("\nMeasure next:" if wanted else "\nNo further run is needed for this decision.")
+    told = set[str]()
+    for number, measurement in enumerate(wanted, 1):
+        line = run_command(chosen, fitted, measurement)
+        say(f"  {number}. {measurement_text(measurement)}")
+        if line:
+            say("     measured by the run above too" if line in told else f"     {line}")
+            told.add(line)
+
+
+def _plans_table(best: Sequence[Plan], metric: str) -> Table:
+    table = Table(box=box.SIMPLE)
+    table.add_column("plan", no_wrap=True)
+    for heading in (metric, "95 %", "best", "labels", "$ labels", "$ else", "$", "from"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for plan in best:
+        table.add_row(
+            plan.arm,
+            f"{plan.value:.1f}",
+            f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
+            f"{plan.chance:.0%}",
+            f"{plan.labels:,}",
+            f"{plan.label_usd:,.2f}",
+            f"{plan.work_usd:,.2f}",
+            f"{plan.usd:,.2f}",
+            plan.measured,
+        )
+    return table
+
+
+def _break_even_text(found: BreakEven) -> str:
+    form = {"label price": "${:,.3g} a label", "device price": "{:.3g} times today's"}
+    show = form.get(found.of, "{:.3g} students").format
+    if found.at is None:
+        low, high = (show(end) for end in found.searched)
+        return f"{found.of}: no change from {low} to {high} (chance of one: {found.chance:.0%})"
+    interval = ""
+    if found.interval is not None:
+        interval = f" ({show(found.interval[0])} to {show(found.interval[1])})"
+    return (
+        f"{found.of}: {found.winner} wins from {show(found.at)}{interval}; now {show(found.now)}; "
+        f"chance of a change: {found.chance:.0%}"
+    )
+
+
+def measurement_text(measurement: Measurement) -> str:
+    """A run worth making, in words."""
+    doubt = ""
+    if measurement.doubt is not None:
+        before, after = measurement.doubt
+        doubt = f" (standard deviation of the lead: {before:.2f} → {after:.2f} points)"
+    return (
+        f"{measurement.arm} with {measurement.labels:,} labels, about ${measurement.usd:,.2f}: "
+        f"{measurement.why}{doubt}"
+    )
+
+
+def run_command(chosen: Chosen, fitted: Fitted, measurement: Measurement) -> str:
+    """The command of a run on a labels arm; what else varies is the user's to say."""
+    arm = next(arm for arm in fitted.arms if arm.name == measurement.arm)
+    record = next(r for r in chosen.records if r.name == arm.results[0].name)
+    if arm.axis != LABELS or record.config_path is None:
+        return ""
+    seed = 1 + max((r.seed for r in arm.results if r.labels == measurement.labels), default=-1)
+    place = record.directory.with_name(f"{measurement.labels}-labels-seed-{seed}")
+    return (
+        f"python launch/run.py --gin_file={shlex.quote(str(record.config_path))} "
+        f"--gin.NUM_LABELS={measurement.labels} --gin.SEED={seed} "
+        f"--gin.MODEL_DIR=\"'{place}'\""
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
