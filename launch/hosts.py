@@ -247,14 +247,17 @@ def _handing_on_signals(worker: subprocess.Popen[bytes]) -> Iterator[Callable[[]
 
 
 def lost_processes(told: str) -> list[int]:
-    """Which processes a worker's last words name as gone; empty where they name none."""
-    gone = re.findall(r"(?:unhealthy|heartbeat|disconnect|terminat|died|error)[^\n]*", told, re.I)
-    tasks = {int(task) for line in gone for task in re.findall(r"/task:(\d+)", line)}
-    if tasks:
-        return sorted(tasks)
-    # The first process runs the service that would name the others.
-    is_service_gone = re.search(r"coordination service[^\n]*|PollForError[^\n]*", told, re.I)
-    return [0] if is_service_gone and re.search("UNAVAILABLE|Socket closed|refused", told) else []
+    """Which processes a worker's last words name as gone; empty where they name none.
+
+    Args:
+      told: what JAX's coordination service wrote: a list of tasks, "1" or ".../task:1" a line,
+        from the first process; or, where the first one itself is gone, that it does not answer.
+    """
+    listed = re.search(r"tasks are unhealthy[^\n]*\n(.*?)The tasks have", told, re.DOTALL)
+    if listed:
+        return sorted({int(task) for task in re.findall(r"\b(\d+)\s*$", listed[1], re.MULTILINE)})
+    unanswered = re.search(r"coordination service|PollForError", told, re.IGNORECASE)
+    return [0] if unanswered and re.search(r"UNAVAILABLE|[Ss]ocket closed", told) else []
 
 
 def _lost_text(lost: Sequence[int], names: Sequence[str]) -> str:

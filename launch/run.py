@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from dora_jax.launch import gin_config, hosts, scale
+from dora_jax.launch.cluster import submit
 from dora_jax.launch.command_line import (
     EXIT_INTERRUPTED,
     command,
@@ -49,6 +50,7 @@ it; prints quality and dollars. The same command again goes on where it stopped.
 
   python launch/run.py --gin_file=gin/wlp_distill.gin
   python launch/run.py --gin_file=gin/wlp_distill.gin --gin.SEED=1 --gin.MODEL_DIR="'runs/one'"
+  python launch/run.py --gin_file=gin/wlp_distill.gin --cluster=slurm --hosts=4 --dry_run
 """
 
 
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where compiled programs are kept; empty for nowhere (default: %(default)s)",
     )
     hosts.add_flags(parser)
+    submit.add_flags(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--help", action="store_true", help="show this and every gin name")
     return parser
@@ -94,9 +97,12 @@ def _run(arguments: list[str]) -> int:
     if flags.gin_file is None:
         raise ValueError(f"Which run? Add --gin_file=FILE: {', '.join(run_files())}, or your own.")
     as_script = sys.argv[0].endswith("run.py")
-    worker = [sys.executable, sys.argv[0], *([] if as_script else ["run"]), *arguments]
+    this_program = [sys.executable, sys.argv[0], *([] if as_script else ["run"])]
+    if flags.cluster:
+        return _hand_over(flags, overrides, this_program, arguments)
+    submit.require_cluster(flags)
     if hosts.wanted(flags) and not hosts.is_worker():
-        return hosts.supervise(worker)
+        return hosts.supervise([*this_program, *arguments])
     program = ["python", sys.argv[0]] if as_script else ["dora-jax", "run"]
     keep_freed_memory()
     if hosts.is_worker():
@@ -116,6 +122,19 @@ def _run(arguments: list[str]) -> int:
             lambda: _carry_out(resolved.config, task, text, same_command, report)
         )
     return _carry_out(resolved.config, task, text, same_command, report)
+
+
+def _hand_over(
+    flags: argparse.Namespace,
+    overrides: list[Override],
+    this_program: list[str],
+    arguments: list[str],
+) -> int:
+    """Lets a scheduler carry the run out, once its settings are known to be sound."""
+    expected = gin_config.own_scale(flags.gin_file) or flags.scale.replace("auto", "paper")
+    gin_config.build(flags.gin_file, expected, overrides, check_use=False)
+    job = submit.job_of(flags, this_program, arguments)
+    return submit.launch(flags.cluster, job, flags.dry_run)
 
 
 def _choose_scale(

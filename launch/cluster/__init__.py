@@ -1,0 +1,1 @@
+"""One run handed to a scheduler: SLURM, Kubernetes JobSet, SkyPilot."""
