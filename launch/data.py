@@ -77,7 +77,7 @@ def _show(arguments: list[str]) -> int:
     flags, overrides = parse(_parser(), arguments)
     if flags.json and flags.json != "-":
         require_place("--json", flags.json)
-    config = _config(flags, overrides)
+    config = run_config(flags, overrides)
     task = task_of(config.data, config.cost.price_usd_per_label)
     price = _price(config, task.name)
     vocabulary, why_words = _vocabulary(config.data.vocabulary, config.data.extra_ids)
@@ -105,8 +105,12 @@ def _show(arguments: list[str]) -> int:
     return 0
 
 
-def _config(flags: argparse.Namespace, overrides: list[Override]) -> RunConfig:
-    """The run whose data are shown."""
+def run_config(flags: argparse.Namespace, overrides: list[Override]) -> RunConfig:
+    """The run whose data are meant by --task, --gin_file and --scale.
+
+    Raises:
+        ValueError: neither is named, or two that do not go together.
+    """
     if not flags.task and not flags.gin_file:
         raise ValueError("Which data? Add --task=NAME of a task of the paper, or --gin_file=FILE.")
     run_file = flags.gin_file

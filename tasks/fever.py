@@ -29,5 +29,9 @@ FEVER = TaskSpec(
     primary_metric="accuracy",
     measure=functools.partial(measure_classification, labels=CLASSES, paper_metrics=("accuracy",)),
     check_target=functools.partial(check_class, labels=CLASSES),
+    instruction=(
+        "Say whether a claim is supported or refuted by what is generally known, as an "
+        "encyclopedia would have it."
+    ),
     test_split="dev",
 )

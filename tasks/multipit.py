@@ -33,6 +33,9 @@ MULTIPIT_ID = TaskSpec(
     primary_metric="accuracy",
     measure=functools.partial(measure_classification, labels=CLASSES, paper_metrics=("accuracy",)),
     check_target=functools.partial(check_class, labels=CLASSES),
+    instruction=(
+        "Say whether two tweets mean the same, so that one could stand for the other: YES or NO."
+    ),
 )
 
 MULTIPIT_GEN = TaskSpec(
@@ -46,6 +49,7 @@ MULTIPIT_GEN = TaskSpec(
     primary_metric="bert_ibleu",
     measure=measure_paraphrases,
     check_target=check_text,
+    instruction="Say what a tweet says in other words, as another tweet might.",
     # BERT-iBLEU needs a second large network, and self-BLEU alone rewards nonsense.
     selection=mean_token_f1,
     measure_with=lambda scorer_model: functools.partial(

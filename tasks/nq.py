@@ -24,5 +24,6 @@ NQ = TaskSpec(
     primary_metric="f1",
     measure=measure_answers,
     check_target=check_text,
+    instruction="Answer a question from memory, in as few words as possible.",
     test_split="dev",
 )

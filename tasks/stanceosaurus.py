@@ -41,4 +41,9 @@ STANCEOSAURUS = TaskSpec(
         measure_classification, labels=CLASSES, primary="macro_f1", paper_metrics=PAPER_METRICS
     ),
     check_target=functools.partial(check_class, labels=CLASSES),
+    instruction=(
+        "Say where a tweet stands towards a claim: Supporting or Refuting if it takes the claim "
+        "for true or false, Discussing if it speaks of it without taking sides, Querying if it "
+        "asks whether it is true, Irrelevant if it is about something else."
+    ),
 )

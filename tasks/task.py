@@ -15,6 +15,12 @@ from dora_jax.metrics.measurement import Measurement
 from dora_jax.metrics.scores import Scores
 
 KINDS = ("spans", "classification", "text")
+# What an annotator is asked to do where a task says nothing of its own.
+INSTRUCTIONS = {
+    "spans": "Mark the entities of a text, each with its type.",
+    "classification": "Assign a text to exactly one class.",
+    "text": "Answer a text with the text that belongs to it.",
+}
 PRICES = "Kang, Xu and Ritter, ACL 2023 (arXiv 2305.01645)"
 
 # targets, predictions, sources, all in the same order
@@ -43,6 +49,7 @@ class TaskSpec:
         primary_metric: the strict metric a run selects and reports by.
         measure: counts of targets, predictions and sources, from which the metrics follow.
         check_target: see `TargetCheck`.
+        instruction: what an annotator is asked to do with a text; "" takes that of the kind.
         test_split: how the authors' files call the split that is scored: "test" or "dev".
         selection: targets and predictions → percent, larger is better: what training selects
             by where `primary_metric` is too slow for that; None selects by `primary_metric`.
@@ -60,6 +67,7 @@ class TaskSpec:
     primary_metric: str
     measure: Measure
     check_target: TargetCheck
+    instruction: str = ""
     test_split: str = "test"
     selection: Callable[[Sequence[str], Sequence[str]], float] | None = None
     measure_with: Callable[[str], Measure] | None = None
@@ -67,6 +75,8 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"TaskSpec.kind = {self.kind!r}; it must be {' or '.join(KINDS)}.")
+        if not self.instruction:
+            object.__setattr__(self, "instruction", INSTRUCTIONS[self.kind])
 
     def score(
         self,

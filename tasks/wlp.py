@@ -64,4 +64,11 @@ WLP = TaskSpec(
     primary_metric="micro_f1",
     measure=functools.partial(measure_spans, entity_types=ENTITY_TYPES, paper_types=PAPER_TYPES),
     check_target=check_target,
+    instruction=(
+        "Mark the entities in a sentence of a wet-lab protocol, in the order in which they stand "
+        "there. An entity is the shortest run of words that names the thing, copied letter by "
+        "letter: what is done (Action), substances and samples (Reagent), where they are held or "
+        "put (Location), tools and machines (Device), and the conditions: amount, concentration, "
+        "time, temperature, speed, size, pH and so on. A number with its unit is one entity."
+    ),
 )

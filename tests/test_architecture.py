@@ -37,6 +37,7 @@ LEVELS = {
     "dora_jax.model": 3,
     "dora_jax.parallel": 3,
     "dora_jax.planning": 3,
+    "dora_jax.annotators": 4,
     "dora_jax.checkpoints": 4,
     "dora_jax.run_folders": 4,
     "dora_jax.tasks": 4,

@@ -33,6 +33,7 @@ def requirement_lines(file: str) -> list[str]:
 
 BASE = names(PROJECT["dependencies"])
 EXTRAS = {name: names(lines) for name, lines in PROJECT["optional-dependencies"].items()}
+OPTIONAL = EXTRAS["torch"] | EXTRAS["llm"]  # imported lazily, by those who have them
 ENGINE = names(requirement_lines("requirements-engine.txt"))
 
 
@@ -55,23 +56,23 @@ def third_party_imports(*folders: str) -> set[str]:
 
 
 def test_the_base_install_is_what_the_code_imports():
-    assert third_party_imports("dora_jax", "tasks", "launch") - EXTRAS["torch"] == BASE
+    assert third_party_imports("dora_jax", "tasks", "launch") - OPTIONAL == BASE
 
 
 def test_the_engines_list_is_what_the_engine_imports():
-    assert third_party_imports("dora_jax") - EXTRAS["torch"] == ENGINE
+    assert third_party_imports("dora_jax") - OPTIONAL == ENGINE
     assert not ENGINE & {"tensorflow", "seqio", "tensorflow-datasets", "gin-config"}
 
 
 def test_the_test_extra_holds_what_the_tests_import():
     brought_along = {"ml-dtypes", "packaging", "setuptools"}  # by JAX, pytest and TensorFlow
-    given = BASE | EXTRAS["torch"] | EXTRAS["test"] | brought_along
+    given = BASE | OPTIONAL | EXTRAS["test"] | brought_along
     assert third_party_imports("tests") <= given
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_everything_declared_is_pinned_once(python):
-    declared = BASE | EXTRAS["torch"] | EXTRAS["test"] - {"dora-jax"}
+    declared = BASE | OPTIONAL | EXTRAS["test"] - {"dora-jax"}
     pins: dict[str, str] = {}
     for line in requirement_lines("constraints.txt"):
         pin = Requirement(line)

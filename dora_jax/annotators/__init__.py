@@ -1,0 +1,1 @@
+"""People and language models as a source of labels, with their price."""
