@@ -26,7 +26,7 @@ _DEFAULTS = {
     "volume": "",
     "topology": "",
     "job_name": "",
-    "cluster_option": (),
+    "cluster_option": [],
 }
 
 
