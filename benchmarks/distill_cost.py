@@ -7,7 +7,8 @@
 Theirs is `authors_protocol.py`. Ours is one labelling pass that keeps 64 entries a token in a
 soft-label store, then packed updates from it, on 32 examples each. Both: T5 v1.1 shapes with the
 same random weights, the same WLP texts (`DORA_DATA_DIR`, else the bundled sample, and the output
-says which), AdamW, dropout 0.1, float32 (on a GPU bfloat16).
+says which), AdamW, dropout 0.1, and on both sides float32 (on a GPU bfloat16) unless said
+otherwise: `--dtype=bfloat16` serves a CPU with AMX, on which `--their_dtype` is another question.
 
 Random weights never write EOS, so both sides force it at the length of each row's gold target;
 without it ("unforced") every row would have 128 tokens, and those figures stand beside. The sides
@@ -53,13 +54,26 @@ from dora_jax.train.step import init_params
 ORIENTATION = {"generate": 14.5, "teacher forward": 7.1, "student update": 12.3}
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 class Theirs:
     """The authors' protocol on a setting."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        teacher = torch_model(setting.teacher, setting.teacher_params, setting.device, DROPOUT)
-        student = torch_model(setting.student, setting.student_params, setting.device, DROPOUT)
+        teacher, student = (
+            torch_model(
+                dataclasses.replace(network, dtype=setting.their_dtype),
+                params,
+                setting.device,
+                DROPOUT,
+            )
+            for network, params in (
+                (setting.teacher, setting.teacher_params),
+                (setting.student, setting.student_params),
+            )
+        )
         self.protocol = AuthorsProtocol(
             teacher, student, setting.sample, setting.device, LEARNING_RATE
         )
@@ -218,6 +232,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=50, help="of the job")
     parser.add_argument("--texts", type=int, default=0, help="of the job; 0: all unlabelled")
     parser.add_argument("--pieces", type=int, default=4000, help="pieces of the vocabulary")
+    parser.add_argument("--dtype", choices=DTYPES, help="float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--their_dtype", choices=DTYPES, help="of theirs, if another")
     parser.add_argument(
         "--price_usd_per_device_hour", type=float, default=-1.0, help="-1: of the price book"
     )
@@ -239,7 +255,8 @@ def parse() -> argparse.Namespace:
 def setting(args: argparse.Namespace) -> Setting:
     """Networks, weights and texts; EOS at the length of the gold target."""
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
-    dtype = "bfloat16" if gpu else "float32"
+    dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    their_dtype = args.their_dtype or dtype
 
     def network(size: str) -> T5Config:
         known = NETWORKS[f"t5_1_1_{size}"]
@@ -255,14 +272,16 @@ def setting(args: argparse.Namespace) -> Setting:
     student_params = init_params(student, 1, mesh)
     examples, origin = wlp_examples(args.pieces)
     say(
-        f"WLP from {origin}; {jax.devices()[0].device_kind}, {dtype}; T5-{args.teacher} v1.1 "
-        "teaches T5-small v1.1"
+        f"WLP from {origin}; {jax.devices()[0].device_kind}, ours in {dtype}, theirs in "
+        f"{their_dtype}; T5-{args.teacher} v1.1 teaches T5-small v1.1"
     )
     drawn = np.random.default_rng(0).permutation(len(examples))[: args.repeats * BATCH]
     sample = some(examples, drawn.tolist())
     device = "cuda" if gpu else "cpu"
     ends_N = np.diff(sample.target_offsets)
-    return Setting(sample, ends_N, teacher, student, teacher_params, student_params, device)
+    return Setting(
+        sample, ends_N, teacher, student, teacher_params, student_params, device, their_dtype
+    )
 
 
 def unforced(whole: Setting, turns: int) -> Setting:
@@ -293,6 +312,7 @@ def main() -> None:
             "data": "DORA_DATA_DIR" if os.environ.get("DORA_DATA_DIR") else "bundled sample",
             "device": jax.devices()[0].device_kind,
             "dtype": whole.teacher.dtype,
+            "their_dtype": whole.their_dtype,
             "arguments": vars(args),
         }
         content = {"ratio": figures["forced"]["ratio"], **facts, **figures}

@@ -48,6 +48,7 @@ class Setting(NamedTuple):
     teacher_params: Any
     student_params: Any
     device: str  # of torch
+    their_dtype: str  # torch's
 
     @property
     def turns(self) -> int:

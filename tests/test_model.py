@@ -258,6 +258,7 @@ def test_bfloat16_activations_stay_near_float32(params: Any) -> None:
     assert actual_BTV.dtype == jnp.float32
     error = np.abs(actual_BTV - expected_BTV).max() / np.abs(expected_BTV).max()
     assert 0 < error < 0.03  # bfloat16 has 8 bits of mantissa: 0.004 a rounding
+    assert np.any(actual_BTV != actual_BTV.astype(jnp.bfloat16))  # the logits are not rounded
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:

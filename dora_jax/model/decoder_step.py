@@ -20,17 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import with_logical_constraint
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
 from dora_jax.model.layers import (
     ACTIVATIONS,
     MASKED,
-    product_dtype,
     relative_position_buckets,
     rms_norm,
 )
+from dora_jax.model.products import as_written, product_dtype
 from dora_jax.model.t5 import T5, Params
 
 Cache = Any
@@ -116,7 +115,7 @@ def make_step_fn(
     def step(tokens_B: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         t = cache.position
         bias_HN = jax.lax.dynamic_slice_in_dim(bias_HX, max_length - 1 - t, max_length, axis=1)
-        x_EB = _feature_major(embedding_VE[tokens_B].astype(config.dtype).T)
+        x_EB = as_written(embedding_VE[tokens_B].astype(config.dtype).T)
         past = []
         for layer, layer_past, layer_memory in zip(decoder.layers, cache.past, memory, strict=True):
             mixed_EB, layer_past = _self_attention(config, layer, x_EB, layer_past, t, bias_HN)
@@ -127,8 +126,8 @@ def make_step_fn(
         x_EB = _norm(config, x_EB, weights["decoder"]["decoder_norm"]["scale"])
         if config.logits_via_embedding:
             x_EB = x_EB * config.emb_dim**-0.5
-        logits_VB = _product(decoder.head_VE, x_EB)
-        return logits_VB.T.astype(jnp.float32), DecoderCache(t + 1, tuple(past))
+        logits_VB = _product(decoder.head_VE, x_EB, jnp.float32)
+        return logits_VB.T, DecoderCache(t + 1, tuple(past))
 
     return step, DecoderCache(jnp.int32(0), past)
 
@@ -230,15 +229,11 @@ def _bias_by_distance(config: T5Config, params: Params, length: int) -> jax.Arra
     return jnp.pad(back_HN, ((0, 0), (0, length - 1)), constant_values=MASKED)
 
 
-def _product(kernel_NK: jax.Array, x_KB: jax.Array) -> jax.Array:
+def _product(kernel_NK: jax.Array, x_KB: jax.Array, dtype: Any = None) -> jax.Array:
     """[N, B]. The barrier keeps XLA from turning the product round, which makes it slower."""
-    product_NB = jnp.dot(kernel_NK, x_KB, preferred_element_type=product_dtype(x_KB.dtype))
-    return jax.lax.optimization_barrier(product_NB).astype(x_KB.dtype)
-
-
-def _feature_major(x_KB: jax.Array) -> jax.Array:
-    """Laid out as it is written, rows of B: XLA's CPU backend widens a turned bfloat16 operand."""
-    return with_layout_constraint(x_KB, Layout(major_to_minor=(0, 1)))
+    dtype = dtype or x_KB.dtype
+    product_NB = jnp.dot(kernel_NK, x_KB, preferred_element_type=product_dtype(dtype))
+    return jax.lax.optimization_barrier(product_NB).astype(dtype)
 
 
 def _norm(config: T5Config, x_EB: jax.Array, scale_E: jax.Array) -> jax.Array:
@@ -271,7 +266,7 @@ def _self_attention(
         "BHN,BHND->BHD", weights_BHN.astype(past.value_BHND.dtype), past.value_BHND
     )
     mixed_BJ = mixed_BHD.reshape(x_EB.shape[1], -1).astype(config.dtype)
-    return _product(layer.self_out_EJ, _feature_major(mixed_BJ.T)), past
+    return _product(layer.self_out_EJ, as_written(mixed_BJ.T)), past
 
 
 def _cross_attention(
@@ -294,7 +289,7 @@ def _cross_attention(
         memory.keys_values.value_BHND,
     )
     mixed_BJ = mixed_BQHD.reshape(x_EB.shape[1], -1).astype(config.dtype)
-    return _product(layer.cross_out_EJ, _feature_major(mixed_BJ.T))
+    return _product(layer.cross_out_EJ, as_written(mixed_BJ.T))
 
 
 def _mlp(config: T5Config, layer: LayerWeights, x_EB: jax.Array) -> jax.Array:

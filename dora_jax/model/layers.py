@@ -16,13 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
+from dora_jax.model.products import matrix_product
 
 # Added to the logits of masked pairs. Finite, so that a row with nothing to attend to
 # (padding) gives a uniform distribution and not NaN.
 MASKED = -1e10
+
+PRODUCT = "product"  # the name of what a `Dense` gives, for remat policies
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -30,15 +34,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
-
-
-def product_dtype(dtype: Any) -> Any:
-    """What a product of matrices of this dtype gives, before it is rounded to it.
-
-    XLA's CPU backend multiplies bfloat16 fast where the product stays float32, and else widens
-    both sides in memory. Elsewhere the product itself rounds.
-    """
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
 
 
 def attention_bias(mask_BQN: shapes.Array) -> jax.Array:
@@ -103,6 +98,7 @@ class Dense(nn.Module):
     axes: tuple[str, str]
     stddev: float
     dtype: Any
+    result: Any = None  # its dtype, if another
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -114,12 +110,11 @@ class Dense(nn.Module):
         )
         # Flat, because XLA's CPU backend is half as fast at the kernel's gradient when it has
         # to contract batch and length as two dimensions.
-        flat = jnp.dot(
-            x.reshape(-1, x.shape[-1]),
-            kernel.astype(self.dtype),
-            preferred_element_type=product_dtype(self.dtype),
+        flat = matrix_product(
+            x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel, self.result or self.dtype
         )
-        return flat.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+        flat = checkpoint_name(flat, PRODUCT)
+        return flat.reshape(*x.shape[:-1], self.features)
 
 
 def relative_position_buckets(
@@ -258,28 +253,94 @@ class MLP(nn.Module):
         )(hidden)
 
 
+# What the backward pass finds stored: everything, the results of matrix products, or
+# nothing but each layer's input.
+_REMAT = {
+    "minimal": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _in_turns(layer: EncoderLayer | DecoderLayer, rows: int, arguments: Any) -> jax.Array:
+    """`layer.block(*arguments)`, for so many rows in `layer.microbatches` turns.
+
+    Only one turn's intermediate values exist at once, in the backward pass too, where remat
+    recomputes them turn by turn. Turns lie within the layer, and not around the whole update,
+    because the gradient that the turns add up is then one layer's and not a second tree of all
+    parameters; and because shared weights are gathered once for all turns.
+    """
+    config, turns = layer.config, layer.microbatches
+    # The scan over layers keeps XLA from merging the recomputation with the first pass.
+    block = _block
+    if config.remat_policy != "none":
+        block = nn.remat(_block, policy=_REMAT[config.remat_policy], prevent_cse=False)
+    if turns == 1:
+        return block(layer, *arguments)
+    leaves, structure = jax.tree.flatten(arguments)
+    pairs = [(leaf.shape[0] == rows, leaf) for leaf in leaves]  # the rest is of every row
+
+    def turn(layer: Any, nothing: None, pieces: list[jax.Array]) -> tuple[None, jax.Array]:
+        rest = iter(pieces)
+        own = [next(rest) if is_split else leaf for is_split, leaf in pairs]
+        return None, block(layer, *jax.tree.unflatten(structure, own))
+
+    scanned = nn.scan(
+        turn, variable_broadcast="params", split_rngs={"params": False, "dropout": True}
+    )
+    # Every turn takes rows from all over the batch, so that each device has its share of each.
+    pieces = [
+        leaf.reshape(-1, turns, *leaf.shape[1:]).swapaxes(0, 1)
+        for is_split, leaf in pairs
+        if is_split
+    ]
+    _, done = scanned(layer, None, pieces)
+    return done.swapaxes(0, 1).reshape(rows, *done.shape[2:])
+
+
+def _block(layer: Any, *arguments: Any) -> jax.Array:
+    return layer.block(*arguments)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and MLP, each normed before and added to the residual stream."""
 
     config: T5Config
+    microbatches: int = 1
 
-    @nn.compact
-    def __call__(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+    def setup(self) -> None:
         config = self.config
-        drop = Dropout(config.dropout_rate)
-        normed = RMSNorm(config.dtype, name="pre_attention_layer_norm")(x_BSE)
-        attention = Attention(config, name="attention")
-        x_BSE = x_BSE + drop(attention(normed, normed, biases))
-        normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BSE)
-        return x_BSE + drop(MLP(config, name="mlp")(normed)), None
+        self.pre_attention_layer_norm = RMSNorm(config.dtype)
+        self.attention = Attention(config)
+        self.pre_mlp_layer_norm = RMSNorm(config.dtype)
+        self.mlp = MLP(config)
+        self.drop = Dropout(config.dropout_rate)
+
+    def __call__(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return _in_turns(self, len(x_BSE), (x_BSE, biases)), None
+
+    def block(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> jax.Array:
+        """The layer on some rows."""
+        normed = self.pre_attention_layer_norm(x_BSE)
+        x_BSE = x_BSE + self.drop(self.attention(normed, normed, biases))
+        return x_BSE + self.drop(self.mlp(self.pre_mlp_layer_norm(x_BSE)))
 
 
 class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention and MLP, over whole rows."""
 
     config: T5Config
+    microbatches: int = 1
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        self.pre_self_attention_layer_norm = RMSNorm(config.dtype)
+        self.self_attention = Attention(config)
+        self.pre_cross_attention_layer_norm = RMSNorm(config.dtype)
+        self.encoder_decoder_attention = Attention(config)
+        self.pre_mlp_layer_norm = RMSNorm(config.dtype)
+        self.mlp = MLP(config)
+        self.drop = Dropout(config.dropout_rate)
+
     def __call__(
         self,
         x_BTE: jax.Array,
@@ -287,15 +348,20 @@ class DecoderLayer(nn.Module):
         self_biases: tuple[jax.Array, ...],
         cross_biases: tuple[jax.Array, ...],
     ) -> tuple[jax.Array, None]:
-        config = self.config
-        drop = Dropout(config.dropout_rate)
-        normed = RMSNorm(config.dtype, name="pre_self_attention_layer_norm")(x_BTE)
-        attention = Attention(config, name="self_attention")
-        x_BTE = x_BTE + drop(attention(normed, normed, self_biases))
+        arguments = (x_BTE, encoded_BSE, self_biases, cross_biases)
+        return _in_turns(self, len(x_BTE), arguments), None
 
-        normed = RMSNorm(config.dtype, name="pre_cross_attention_layer_norm")(x_BTE)
-        attention = Attention(config, name="encoder_decoder_attention")
-        x_BTE = x_BTE + drop(attention(normed, encoded_BSE, cross_biases))
-
-        normed = RMSNorm(config.dtype, name="pre_mlp_layer_norm")(x_BTE)
-        return x_BTE + drop(MLP(config, name="mlp")(normed)), None
+    def block(
+        self,
+        x_BTE: jax.Array,
+        encoded_BSE: jax.Array,
+        self_biases: tuple[jax.Array, ...],
+        cross_biases: tuple[jax.Array, ...],
+    ) -> jax.Array:
+        """The layer on some rows."""
+        normed = self.pre_self_attention_layer_norm(x_BTE)
+        x_BTE = x_BTE + self.drop(self.self_attention(normed, normed, self_biases))
+        normed = self.pre_cross_attention_layer_norm(x_BTE)
+        attended = self.encoder_decoder_attention(normed, encoded_BSE, cross_biases)
+        x_BTE = x_BTE + self.drop(attended)
+        return x_BTE + self.drop(self.mlp(self.pre_mlp_layer_norm(x_BTE)))

@@ -270,8 +270,7 @@ def _block(
     """(logits, kernel) of the columns [start, start + width) of every stretch."""
     columns_ECW = jax.lax.dynamic_slice_in_dim(kernel_ECR, start, width, axis=2)
     kernel_EW = columns_ECW.reshape(kernel_ECR.shape[0], -1).astype(states_NE.dtype)
-    # In the activations' dtype first, as the whole head makes them.
-    return jnp.dot(states_NE, kernel_EW).astype(jnp.float32), kernel_EW
+    return _product("NE,EW->NW", states_NE, kernel_EW), kernel_EW
 
 
 def _product(how: str, one: jax.Array, other: jax.Array) -> jax.Array:

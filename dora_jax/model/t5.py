@@ -30,6 +30,7 @@ from dora_jax.model.layers import (
     attention_bias,
     relative_position_buckets,
 )
+from dora_jax.model.products import matrix_product
 from dora_jax.shapes import Seq2SeqBatch
 
 Params = Any  # a nested dict of arrays, as above
@@ -37,18 +38,14 @@ Params = Any  # a nested dict of arrays, as above
 # e^6: with it a head gives one neighbour more weight than a row of 64 others together.
 NEIGHBOUR_BIAS = 6.0
 
-# What the backward pass finds stored: everything, the results of matrix products, or
-# nothing but each layer's input.
-_REMAT = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
-
-def _scanned(layer: type[nn.Module], config: T5Config, length: int, broadcast: int) -> nn.Module:
-    if config.remat_policy != "none":
-        # The scan already keeps XLA from merging the recomputation with the first pass.
-        layer = nn.remat(layer, policy=_REMAT[config.remat_policy], prevent_cse=False)
+def _scanned(
+    layer: type[EncoderLayer | DecoderLayer],
+    config: T5Config,
+    microbatches: int,
+    length: int,
+    broadcast: int,
+) -> nn.Module:
     return nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -57,7 +54,7 @@ def _scanned(layer: type[nn.Module], config: T5Config, length: int, broadcast: i
         length=length,
         metadata_params={nn.PARTITION_NAME: shapes.LAYERS},
         unroll=min(config.scan_unroll, length),
-    )(config, name="layers")
+    )(config, microbatches, name="layers")
 
 
 class Embedder(nn.Module):
@@ -83,6 +80,7 @@ class Encoder(nn.Module):
     """From embeddings [B, S, E] to states [B, S, E] after the final norm."""
 
     config: T5Config
+    microbatches: int = 1
 
     @nn.compact
     def __call__(self, x_BSE: jax.Array, segments_BS: shapes.Array) -> jax.Array:
@@ -93,7 +91,9 @@ class Encoder(nn.Module):
         )
         biases = (position_bias, attention_bias(same_segment(segments_BS, segments_BS)))
         drop = Dropout(config.dropout_rate)
-        x_BSE, _ = _scanned(EncoderLayer, config, config.num_encoder_layers, 1)(drop(x_BSE), biases)
+        x_BSE, _ = _scanned(EncoderLayer, config, self.microbatches, config.num_encoder_layers, 1)(
+            drop(x_BSE), biases
+        )
         return drop(RMSNorm(config.dtype, name="encoder_norm")(x_BSE))
 
 
@@ -101,6 +101,7 @@ class Decoder(nn.Module):
     """From embeddings [B, T, E] and the encoder's states to states [B, T, E]."""
 
     config: T5Config
+    microbatches: int = 1
 
     @nn.compact
     def __call__(
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
         visible = same_segment(segments_BT, segments_BT) & causal_TT[None]
         cross = same_segment(segments_BT, encoder_segments_BS)
         drop = Dropout(config.dropout_rate)
-        x_BTE, _ = _scanned(DecoderLayer, config, config.num_decoder_layers, 3)(
+        x_BTE, _ = _scanned(DecoderLayer, config, self.microbatches, config.num_decoder_layers, 3)(
             drop(x_BTE),
             encoded_BSE,
             (position_bias, attention_bias(visible)),
@@ -136,21 +137,26 @@ def same_segment(query_segments_BQ: shapes.Array, key_segments_BN: shapes.Array)
 
 
 class T5(nn.Module):
-    """The network. Dropout is active where `apply` is given a "dropout" key."""
+    """The network. Dropout is active where `apply` is given a "dropout" key.
+
+    The rows of a batch go through each layer in `microbatches` turns; results do not change.
+    """
 
     config: T5Config
+    microbatches: int = 1
 
     def setup(self) -> None:
         config = self.config
         self.token_embedder = Embedder(config)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, self.microbatches)
+        self.decoder = Decoder(config, self.microbatches)
         if not config.logits_via_embedding:
             self.logits_dense = Dense(
                 config.vocab_size,
                 (shapes.EMBED, shapes.VOCAB),
                 config.emb_dim**-0.5,
                 config.dtype,
+                jnp.float32,
             )
 
     def encode(self, tokens_BS: shapes.Array, segments_BS: shapes.Array) -> jax.Array:
@@ -170,15 +176,14 @@ class T5(nn.Module):
         )
 
     def logits(self, states_BTE: jax.Array) -> jax.Array:
-        """float32 [B, T, V]."""
+        """float32 [B, T, V], never rounded to less: bfloat16 has steps of 0.125 beyond 16."""
         config = self.config
-        if config.logits_via_embedding:
-            # v1.0 scales its states down, because its embedding is initialised at width 1.
-            embedding_VE = self.token_embedder.embedding.astype(config.dtype)
-            logits_BTV = jnp.dot(states_BTE * config.emb_dim**-0.5, embedding_VE.T)
-        else:
-            logits_BTV = self.logits_dense(states_BTE)
-        return logits_BTV.astype(jnp.float32)
+        if not config.logits_via_embedding:
+            return self.logits_dense(states_BTE)
+        # v1.0 scales its states down, because its embedding is initialised at width 1.
+        flat_NE = (states_BTE * config.emb_dim**-0.5).reshape(-1, config.emb_dim)
+        logits_NV = matrix_product(flat_NE, self.token_embedder.embedding.T, jnp.float32)
+        return logits_NV.reshape(*states_BTE.shape[:-1], config.vocab_size)
 
     def states(self, batch: Seq2SeqBatch) -> jax.Array:
         """Decoder states [B, T, E] of a packed or plain batch, before the output head."""
