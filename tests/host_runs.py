@@ -28,6 +28,7 @@ SETTINGS = {
     "DROPOUT_RATE": "0.1",
     "EVAL_STEPS": "4",
     "CHECKPOINT_STEPS": "3",
+    "TrainConfig.log_every_steps": "1",
     "LABEL_BATCH_SIZE": "8",
     "LabelConfig.shard_examples": "8",
     "EVAL_BATCH_SIZE": "8",
