@@ -81,7 +81,7 @@ def start(
     state, optimizer, shardings = step.init_state(NETWORK, config, placed, seed, mesh)
     loss_fn = step.make_loss_fn(NETWORK, config)
     train_step = jax.jit(
-        step.make_train_step(loss_fn, optimizer, config.microbatches),
+        step.make_train_step(loss_fn, optimizer),
         in_shardings=(shardings, jax.tree.map(lambda _: partitioning.batch_sharding(mesh), batch)),
         out_shardings=(shardings, partitioning.replicated(mesh)),
         donate_argnums=0,

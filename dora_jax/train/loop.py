@@ -110,7 +110,7 @@ class _Run:
         self.log = MetricsLog(training.directory, self.start) if hosts.is_first() else None
         self.poll = hosts.Poll(training.mesh)
         loss_fn = make_loss_fn(training.network, config, training.temperature_index)
-        self.step_fn = make_train_step(loss_fn, optimizer, config.microbatches)
+        self.step_fn = make_train_step(loss_fn, optimizer)
         self.compiled: dict[Any, Callable[..., tuple[TrainState, StepMetrics]]] = {}
         self.window = _Window()
 

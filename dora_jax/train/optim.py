@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dora_jax.config import OptimizerConfig
 
 # In the parameter tree, everything under this key has a leading layer axis.
 STACKED = "layers"
+SINGLE = "single"  # the group of parameters that are in no stack
 
 
 def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
@@ -35,35 +39,21 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
-def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Maps a transformation over the leading layer axis of stacked parameters.
+class Optimizer(NamedTuple):
+    """An optimizer that writes into the parameters.
 
-    Adafactor clips each matrix's update by its RMS and scales it by the matrix's own size.
-    On a stacked [L, ...] parameter, plain optax.adafactor would do so across layers, which
-    is another optimizer than T5's.
+    Attributes:
+      init: state from parameters.
+      apply: (gradients, state, parameters, scale) -> (parameters, state), for gradients that
+        are to be multiplied by the scalar `scale`. A tree of updates, as large as the
+        parameters, never exists.
     """
 
-    def init(params: optax.Params) -> optax.OptState:
-        return jax.vmap(inner.init)(params)
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        return jax.vmap(inner.update)(updates, state, params)
-
-    return optax.GradientTransformation(init, update)
+    init: Callable[[Any], Any]
+    apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
 
 
-def _stacks(params: Any) -> Any:
-    """Each parameter's stack ("encoder" or "decoder"), or "single" where it is in none."""
-
-    def label(path: tuple, _: Any) -> str:
-        return path[0].key if any(entry.key == STACKED for entry in path) else "single"
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def make_optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, train_steps: int) -> Optimizer:
     """The configured optimizer for a T5 parameter tree with scanned layers.
 
     Adafactor follows T5X's defaults: second moments factored for matrices of at least
@@ -72,14 +62,105 @@ def make_optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientT
     """
     schedule = make_schedule(config, train_steps)
     if config.name == "adafactor":
-        single = optax.adafactor(schedule, weight_decay_rate=config.weight_decay or None)
-        # A stack each: they may differ in their number of layers.
-        optimizer = optax.multi_transform(
-            {"single": single, "encoder": per_layer(single), "decoder": per_layer(single)}, _stacks
+        optimizer = _layer_by_layer(
+            optax.adafactor(schedule, weight_decay_rate=config.weight_decay or None)
         )
     else:
-        # Element by element, so stacking changes nothing.
-        optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)
+        # Element by element: XLA makes loops of it that read gradients and write parameters.
+        inner = optax.adamw(schedule, weight_decay=config.weight_decay)
+        optimizer = Optimizer(inner.init, functools.partial(_updated, inner))
     if config.gradient_clip_norm > 0.0:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), optimizer)
+        return _clipped(optimizer, config.gradient_clip_norm)
     return optimizer
+
+
+def _clipped(optimizer: Optimizer, limit: float) -> Optimizer:
+    """Scales gradients down to a norm of at most `limit`, over the whole tree."""
+
+    def apply(gradients: Any, state: Any, params: Any, scale: jax.Array) -> tuple[Any, Any]:
+        norm = scale * optax.tree.norm(gradients)
+        clipped = scale * jnp.minimum(1.0, limit / norm)
+        return optimizer.apply(gradients, state, params, clipped)
+
+    return Optimizer(optimizer.init, apply)
+
+
+def _updated(
+    inner: optax.GradientTransformation, gradients: Any, state: Any, params: Any, scale: jax.Array
+) -> tuple[Any, Any]:
+    gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
+    updates, state = inner.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def _layer_by_layer(inner: optax.GradientTransformation) -> Optimizer:
+    """One optimizer for each layer of the stacked parameters, and one for the others.
+
+    Adafactor clips each matrix's update by its RMS and scales it by the matrix's own size. On a
+    stacked [L, ...] parameter it would do so across layers, which is another optimizer than
+    T5's. These sums need the whole update before any of it can be applied, so that XLA keeps it
+    in memory: here that of one layer at a time.
+    """
+
+    def init(params: Any) -> dict[str, Any]:
+        return {
+            group: inner.init(part) if group == SINGLE else jax.vmap(inner.init)(part)
+            for group, part in _groups(params).items()
+        }
+
+    def apply(
+        gradients: Any, state: dict[str, Any], params: Any, scale: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
+        given = _groups(gradients)
+        done = {
+            group: _updated(inner, given[group], state[group], part, scale)
+            if group == SINGLE
+            else _stack_updated(inner, given[group], state[group], part, scale)
+            for group, part in _groups(params).items()
+        }
+        return _merged({group: part for group, (part, _) in done.items()}), {
+            group: kept for group, (_, kept) in done.items()
+        }
+
+    return Optimizer(init, apply)
+
+
+def _stack_updated(
+    inner: optax.GradientTransformation, gradients: Any, state: Any, params: Any, scale: jax.Array
+) -> tuple[Any, Any]:
+    """Layer after layer, written into the stack in place."""
+    layers = jax.tree.leaves(params)[0].shape[0]
+
+    def of_layer(stack: Any, i: jax.Array) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, 0, False), stack)
+
+    def update(i: jax.Array, stacks: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, state = stacks
+        layer = of_layer(gradients, i), of_layer(state, i), of_layer(params, i)
+        return jax.tree.map(
+            lambda stack, new: jax.lax.dynamic_update_index_in_dim(stack, new, i, 0),
+            stacks,
+            _updated(inner, *layer, scale),
+        )
+
+    return jax.lax.fori_loop(0, layers, update, (params, state))
+
+
+def _groups(tree: Any) -> dict[str, Any]:
+    """The tree's stacks ("encoder", "decoder") and what is in none, each with its full paths."""
+    parts: dict[str, Any] = {SINGLE: {}}
+    for name, part in tree.items():
+        if STACKED in part:  # a stack each: they may differ in their number of layers
+            parts[name] = {name: {STACKED: part[STACKED]}}
+            part = {key: value for key, value in part.items() if key != STACKED}
+        parts[SINGLE][name] = part
+    return parts
+
+
+def _merged(parts: dict[str, Any]) -> Any:
+    """What `_groups` took apart."""
+    tree = dict(parts[SINGLE])
+    for group, part in parts.items():
+        if group != SINGLE:
+            tree[group] = {**tree[group], **part[group]}
+    return tree

@@ -20,7 +20,7 @@ from dora_jax.model.losses import batch_loss, online_loss
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
 from dora_jax.shapes import Seq2SeqBatch
-from dora_jax.train.optim import make_optimizer
+from dora_jax.train.optim import Optimizer, make_optimizer
 
 
 class TrainState(NamedTuple):
@@ -44,7 +44,7 @@ LossFn = Callable[[Params, Seq2SeqBatch, jax.Array], tuple[jax.Array, jax.Array]
 
 def make_loss_fn(network: T5Config, train: TrainConfig, temperature_index: int = 0) -> LossFn:
     """(params, batch, dropout key) -> (loss sum, weight sum)."""
-    model = T5(dataclasses.replace(network, dropout_rate=train.dropout_rate))
+    model = T5(dataclasses.replace(network, dropout_rate=train.dropout_rate), train.microbatches)
 
     def loss_fn(params: Params, batch: Seq2SeqBatch, key: jax.Array):
         apply = functools.partial(model.apply, {"params": params}, batch, rngs={"dropout": key})
@@ -85,46 +85,22 @@ def make_online_loss_fn(
     return loss_fn
 
 
-def _gradients(
-    loss_fn: LossFn, params: Params, batch: Seq2SeqBatch, key: jax.Array, microbatches: int
-) -> tuple[jax.Array, jax.Array, Params]:
-    """(loss sum, weight sum, gradient of the loss sum), added up over microbatches."""
-
-    def one(batch: Seq2SeqBatch, key: jax.Array) -> tuple[jax.Array, jax.Array, Params]:
-        (loss, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
-        return loss, weight, grads
-
-    if microbatches == 1:
-        return one(batch, key)
-    split = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-    keys = jax.random.split(key, microbatches)
-    zero = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(one, jax.tree.map(lambda x: x[0], split), key),
-    )
-
-    def add(total: Any, piece: tuple[Seq2SeqBatch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(*piece)), None
-
-    return jax.lax.scan(add, zero, (split, keys))[0]
-
-
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, microbatches: int = 1
+    loss_fn: LossFn, optimizer: Optimizer
 ) -> Callable[[TrainState, Seq2SeqBatch], tuple[TrainState, StepMetrics]]:
     """The update: gradient of the mean loss per target token, then the optimizer.
 
-    The dropout key is folded from seed and step, so that a resumed run draws the same masks.
+    Two trees of the size of the parameters exist at once, they and their gradients; the mean is
+    taken where the optimizer reads the gradients. The dropout key is folded from seed and step,
+    so that a resumed run draws the same masks.
     """
 
     def train_step(state: TrainState, batch: Seq2SeqBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        loss, weight, grads = _gradients(loss_fn, state.params, batch, key, microbatches)
-        weight = jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss / weight, optax.tree.norm(grads))
+        (loss, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+        scale = 1.0 / jnp.maximum(weight, 1.0)
+        metrics = StepMetrics(loss * scale, scale * optax.tree.norm(grads))
+        params, opt_state = optimizer.apply(grads, state.opt_state, state.params, scale)
         return TrainState(state.step + 1, params, opt_state, state.seed), metrics
 
     return train_step
@@ -178,9 +154,7 @@ def _initialiser(
     return jax.jit(make, out_shardings=param_shardings(network, mesh))
 
 
-def state_shardings(
-    network: T5Config, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def state_shardings(network: T5Config, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Shardings of a whole training state.
 
     A slot that mirrors a parameter (same place in its tree, same shape) is sharded like it;
@@ -211,7 +185,7 @@ def _place(path: tuple) -> tuple[str, ...]:
 
 def init_state(
     network: T5Config, train: TrainConfig, params: Params, seed: int, mesh: Mesh
-) -> tuple[TrainState, optax.GradientTransformation, TrainState]:
+) -> tuple[TrainState, Optimizer, TrainState]:
     """A fresh state around given parameters: (state, its optimizer, its shardings)."""
     optimizer = make_optimizer(train.optimizer, train.train_steps)
     shardings = state_shardings(network, optimizer, mesh)
