@@ -169,3 +169,28 @@ class PretrainConfig:
             value = getattr(self, name)
             require(0.0 < value < 1.0, f"PretrainConfig.{name} = {value}; it must lie in (0, 1).")
         positive(self, "mean_span_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmConfig:
+    """Labels of a language model, and the training on them.
+
+    `labels` is the file that launch/annotate.py wrote, its receipt beside it; -1 for `num_labels`
+    takes all. `human_share` of a batch of the strategy llm_human, and `gold_share` of one of
+    llm_distill, comes from the human labels, and from human and language model's together.
+    """
+
+    labels: str = ""
+    num_labels: int = -1
+    human_share: float = 0.5
+    gold_share: float = 0.5
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_labels > 0 or self.num_labels == -1,
+            f"LlmConfig.num_labels = {self.num_labels}; it must be greater than 0, or -1 for all.",
+        )
+        for field in ("human_share", "gold_share"):
+            value = getattr(self, field)
+            require(0.0 < value < 1.0, f"LlmConfig.{field} = {value}; it must lie between 0 and 1.")

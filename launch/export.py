@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dora_jax.config import LLM_STRATEGIES
 from dora_jax.launch.command_line import exit_status, parse, set_up_jax
 
 if TYPE_CHECKING:  # JAX takes seconds to import; wrong flags are told before
@@ -39,6 +40,7 @@ Afterwards, in Python:
 """
 # Model → its training stage.
 STAGES = {"distill": "distill", "annotate": "annotate", "teacher": "teach"}
+STAGES |= {name: name for name in LLM_STRATEGIES}
 CARD = "README.md"
 
 
@@ -122,7 +124,9 @@ def _replaceable(form: str) -> Sequence[str]:
 def _default_model(run: Path) -> str:
     from dora_jax.stages import manifest
 
-    students = [m for m in ("distill", "annotate") if manifest.is_finished(run / STAGES[m])]
+    students = [
+        m for m in ("distill", "annotate", *LLM_STRATEGIES) if manifest.is_finished(run / STAGES[m])
+    ]
     return students[0] if students else "distill"  # whose absence the reader explains
 
 

@@ -16,6 +16,9 @@ HOW = {
     "annotate": "fine-tuned on the human labels alone",
     "distill": "distilled from a teacher that was fine-tuned on the human labels",
     "teacher": "fine-tuned on the human labels; the teacher of the run",
+    "llm": "fine-tuned on a large language model's labels",
+    "llm_human": "fine-tuned on a large language model's labels and on human ones",
+    "llm_distill": "distilled from a teacher, with human labels and a large language model's",
 }
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from dora_jax.annotators.calls import Spent
 from dora_jax.annotators.chat import Usage
 from dora_jax.annotators.prompts import Message, most_tokens
+from dora_jax.cost.charging import LLM_LABELS as STAGE
 from dora_jax.cost.ledger import Ledger, RunFacts, tokens_row
 from dora_jax.cost.prices import Price
 
-STAGE = "llm-labels"  # in a ledger
 TOKENS_OF_A_PRICE = 1_000_000
 _BYTES_A_TOKEN = 3.5  # of English and JSON in the usual vocabularies; only for the expectation
 _EXPECTED_ANSWER_TOKENS = 60

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dora_jax.cost.ledger_rows import LABELS
 
 PREPARE = "prepare"
+LLM_LABELS = "llm-labels"
+LLM_SHOTS = "llm-shots"  # human labels that a language model was shown
+# The settings of a training stage that has none under its own name.
+TRAINED_AS = {"llm": ("llm", "train"), "llm_human": ("llm", "train"), "llm_distill": ("distill",)}
 TEACHER, PRETRAIN = "teacher", "pretrain"
 # Not what a run is for where something else uses their stages, which then pays for them.
 BY_PRODUCTS = (TEACHER, PRETRAIN)
@@ -25,6 +29,28 @@ STAGES = {
         "pretrain-student",
         "distill",
         "evaluate-distill",
+    ),
+    # A language model's labels, alone, beside the human ones, and beside a teacher's.
+    "llm": (PREPARE, LLM_SHOTS, LLM_LABELS, "pretrain-student", "llm", "evaluate-llm"),
+    "llm_human": (
+        PREPARE,
+        LABELS,
+        LLM_LABELS,
+        "pretrain-student",
+        "llm_human",
+        "evaluate-llm_human",
+    ),
+    "llm_distill": (
+        PREPARE,
+        LABELS,
+        LLM_LABELS,
+        "pretrain-teacher",
+        "teach",
+        "choose-labels",
+        "label",
+        "pretrain-student",
+        "llm_distill",
+        "evaluate-llm_distill",
     ),
 }
 

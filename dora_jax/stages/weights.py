@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from dora_jax.checkpoints import hub, huggingface, native_folder, t5x
 from dora_jax.checkpoints.checks import same_network
 from dora_jax.checkpoints.tensor_files import read_json
-from dora_jax.config import CHECKPOINTS, ModelSource, T5Config, fingerprint
+from dora_jax.config import CHECKPOINTS, LLM_STRATEGIES, ModelSource, T5Config, fingerprint
 from dora_jax.data import token_store
 from dora_jax.model.t5 import Params
 from dora_jax.stages import manifest
@@ -19,7 +19,7 @@ from dora_jax.stages.context import RunContext
 
 # Stages that train the run's teacher; all others train its student.
 _TEACHERS = ("pretrain-teacher", "teach")
-_TRAINED = (*_TEACHERS, "pretrain-student", "annotate", "distill")
+_TRAINED = (*_TEACHERS, "pretrain-student", "annotate", "distill", *LLM_STRATEGIES)
 
 
 @dataclasses.dataclass(frozen=True)
