@@ -11,13 +11,15 @@ import dataclasses
 from dora_jax.checks import not_negative, one_of, positive, require
 from dora_jax.fingerprints import fingerprint as fingerprint
 from dora_jax.fingerprints import to_dict as to_dict
+from dora_jax.training_config import LlmConfig as LlmConfig
 from dora_jax.training_config import OptimizerConfig as OptimizerConfig
 from dora_jax.training_config import PretrainConfig as PretrainConfig
 from dora_jax.training_config import SoftLossConfig as SoftLossConfig
 from dora_jax.training_config import TrainConfig as TrainConfig
 
 REMAT_POLICIES = ("none", "minimal", "full")
-STRATEGIES = ("pretrain", "annotate", "distill")
+LLM_STRATEGIES = ("llm", "llm_human", "llm_distill")
+STRATEGIES = ("pretrain", "annotate", "distill", *LLM_STRATEGIES)
 # How a checkpoint is named, by its kind; native is also a stage of a run, native:RUN/distill.
 CHECKPOINTS = {"hf": "hf:org/name or hf:FOLDER", "t5x": "t5x:FOLDER", "native": "native:FOLDER"}
 FIRST_LABEL_BATCH = 64  # texts at once, where a measured choice begins
@@ -85,7 +87,8 @@ class LabelConfig:
     can lose at most. `no_repeat_ngram_size` is that of decoding: so many tokens never come twice
     in the same order (0: they may). `drawn_at` keeps entries drawn from the distribution at that
     temperature, for the `sample` estimator, instead of the largest (0). `sampling_temperature`
-    has the teacher draw its answers' tokens instead of taking the likeliest (0).
+    has the teacher draw its answers' tokens instead of taking the likeliest (0). Once
+    `refill_share` of a batch's rows have ended they take new texts (0: a batch ends as one).
     """
 
     top_k: int = 64
@@ -96,6 +99,7 @@ class LabelConfig:
     no_repeat_ngram_size: int = 0
     drawn_at: float = 0.0
     sampling_temperature: float = 0.0
+    refill_share: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
@@ -108,6 +112,16 @@ class LabelConfig:
             "repetitions out. Set one of them to 0.",
         )
         positive(self, "widths", "shard_examples")
+        require(
+            0.0 <= self.refill_share <= 1.0,
+            f"LabelConfig.refill_share = {self.refill_share}; it must lie in [0, 1].",
+        )
+        require(
+            not (self.refill_share and (self.drawn_at or self.sampling_temperature)),
+            f"LabelConfig.refill_share = {self.refill_share} with drawn_at = {self.drawn_at:g} and "
+            f"sampling_temperature = {self.sampling_temperature:g}: only greedy labels come out of "
+            "refilled rows. Set refill_share = 0, or both of them.",
+        )
         require(
             bool(self.temperatures) and min(self.temperatures) > 0,
             f"LabelConfig.temperatures = {self.temperatures}; name at least one, all above 0.",
@@ -224,19 +238,29 @@ class CostConfig:
     """What a device-hour and a label cost in this run, and where those prices come from.
 
     -1 looks the price up in the dated price book; a CPU has none there and costs 0 unless
-    the user says otherwise.
+    the user says otherwise. `price_book` is a book of the user's own, which comes first; `spot`
+    takes the prices of devices that may be taken away. A run ends at `budget_usd`, labels
+    included (-1: no cap).
     """
 
     price_usd_per_device_hour: float = -1.0
     price_usd_per_label: float = -1.0
+    price_book: str = ""
+    spot: bool = False
     uncounted_hours: float = -1.0  # boot, image, weight download; -1: stated as not counted
+    budget_usd: float = -1.0
 
     def __post_init__(self) -> None:
-        for field in ("price_usd_per_device_hour", "price_usd_per_label", "uncounted_hours"):
+        for field in (
+            "price_usd_per_device_hour",
+            "price_usd_per_label",
+            "uncounted_hours",
+            "budget_usd",
+        ):
             value = getattr(self, field)
             require(
                 value >= 0 or value == -1,
-                f"CostConfig.{field} = {value}; it must be 0 or more, or -1 to look it up.",
+                f"CostConfig.{field} = {value}; it must be 0 or more, or -1 for none.",
             )
 
 
@@ -262,11 +286,16 @@ class ModelSource:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything one run does. `scale` is written into records and read by nothing below launch."""
+    """Everything one run does. `scale` is written into records and read by nothing below launch.
+
+    `shared_dir` is where stages lie that other runs may need too; "" keeps them in the run's own
+    directory.
+    """
 
     model_dir: str
     scale: str
     seed: int = 0
+    shared_dir: str = dataclasses.field(default="", kw_only=True)
     strategies: tuple[str, ...] = ("annotate", "distill")
     data: DataConfig = DataConfig()
     teacher: ModelSource = ModelSource()
@@ -274,6 +303,7 @@ class RunConfig:
     teach: TrainConfig = TrainConfig()
     annotate: TrainConfig = TrainConfig()
     distill: TrainConfig = TrainConfig()
+    llm: LlmConfig = LlmConfig()
     label: LabelConfig = LabelConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     mesh: MeshConfig = MeshConfig()
@@ -283,6 +313,17 @@ class RunConfig:
         object.__setattr__(self, "strategies", tuple(self.strategies))
         for strategy in self.strategies:
             one_of("RunConfig", "strategies", strategy, STRATEGIES)
+        on_llm = [strategy for strategy in self.strategies if strategy in LLM_STRATEGIES]
+        require(
+            not on_llm or bool(self.llm.labels),
+            f"LlmConfig.labels is not set, which {', '.join(on_llm)} cannot do without: name the "
+            "file that launch/annotate.py wrote.",
+        )
+        require(
+            "llm_distill" not in self.strategies or "distill" in self.strategies,
+            f"RunConfig.strategies = {self.strategies}: llm_distill learns from the teacher of "
+            'distill; name "distill" beside it.',
+        )
         require(
             "distill" not in self.strategies
             or self.distill.soft_loss.temperature in self.label.temperatures,

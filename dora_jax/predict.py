@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
@@ -156,6 +157,7 @@ def label(
     mesh: Mesh,
     forced: bool = False,
     seed: int = 0,
+    scoring: Callable[[], AbstractContextManager[None]] = nullcontext,
     after_batch: Callable[[int], None] = lambda examples: None,
 ) -> list[SoftRow]:
     """Soft labels of some examples: of the tokens decoded in the same pass, drawn, or given.
@@ -165,6 +167,7 @@ def label(
       forced: label the examples' own targets instead of decoding.
       seed: of drawn entries (`config.drawn_at`) and drawn tokens (`config.sampling_temperature`),
         either of which takes a second, teacher-forced pass.
+      scoring: entered around that pass, to time it apart.
       after_batch: called with the number of examples just labelled; may raise to stop.
 
     Returns:
@@ -181,7 +184,7 @@ def label(
             )
             ids_B = batch.indices_B.astype(np.int32)
             tokens_BT, soft = _label_batch(
-                network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B
+                network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B, scoring
             )
         tokens_BT, soft = hosts.fetch((tokens_BT, soft))
         for row, index in enumerate(batch.indices_B.tolist()):
@@ -207,6 +210,7 @@ def _label_batch(
     config: LabelConfig,
     seed: int,
     ids_B: np.ndarray,
+    scoring: Callable[[], AbstractContextManager[None]],
 ) -> tuple[jax.Array, SoftLabels]:
     """Tokens and their labels; without targets the teacher decodes."""
     sampling = Sampling(config.sampling_temperature) if config.sampling_temperature else None
@@ -227,11 +231,14 @@ def _label_batch(
             network, params, tokens_BS, length, sampling, ngram, seed, ids_B
         )
     raw = params.params if isinstance(params, Prepared) else params
-    given = (network, raw, tokens_BS, labelled_BT)
-    if not config.drawn_at:
-        return labelled_BT, forced_label(*given, config.top_k, config.temperatures)
-    draw = (config.top_k, config.drawn_at, config.temperatures)
-    return labelled_BT, drawn_label(*given, np.uint32(seed), ids_B, *draw)
+    given = (network, raw, tokens_BS, jax.block_until_ready(labelled_BT))
+    with scoring():
+        if not config.drawn_at:
+            soft = forced_label(*given, config.top_k, config.temperatures)
+        else:
+            draw = (config.top_k, config.drawn_at, config.temperatures)
+            soft = drawn_label(*given, np.uint32(seed), ids_B, *draw)
+        return labelled_BT, jax.block_until_ready(soft)
 
 
 def score(

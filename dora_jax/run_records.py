@@ -15,9 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.config import T5Config
-from dora_jax.cost.charging import BY_PRODUCTS, STAGES, TEACHER, results_of
+from dora_jax.cost.charging import (
+    BY_PRODUCTS,
+    LLM_LABELS,
+    STAGES,
+    TEACHER,
+    TRAINED_AS,
+    results_of,
+    teacher_split,
+)
 from dora_jax.cost.flops import parameter_count
-from dora_jax.cost.prices import LABEL_UNITS, NOT_PRICED, TOKEN_UNITS, PriceBook
+from dora_jax.cost.prices import INPUT_TOKENS, LABEL_UNITS, NOT_PRICED, TOKEN_UNITS, PriceBook
 from dora_jax.fingerprints import fingerprint
 from dora_jax.metrics.scores import Scores
 from dora_jax.run_folders import (
@@ -51,6 +59,7 @@ class RunRecord:
         "running"; "stopped": interrupted or killed, the same command goes on; "failed".
       reason: why it is not finished, in words; "" where it is.
       labels: human labels bought.
+      llm_labels: labels of language models.
       label_dollars, llm_dollars: paid for human labels, and to language models.
       compute_dollars: of all stages the result needs, alone: those it shares with others in full.
       shared_dollars: the part of `compute_dollars` that other results read use too.
@@ -59,8 +68,10 @@ class RunRecord:
       search_dollars: compute of the runs that a search for settings tried and did not choose.
       chosen: False for such a run.
       dollars_by_stage, dollars_by_phase: how `compute_dollars` divides.
+      teacher_dollars: how the teacher's share of them does: "tune", "generate", "score", "idle".
       priced: False where some device-hours had no price and count as 0.
       device_kind, devices, device_hours: what was rented; kinds joined by ", " where several.
+      seconds: of program time that is paid.
       tokens: trained on, labelled and decoded, without padding.
       metric, value, interval: the primary metric; None where it is not scored yet.
       per_class: class or type → F1, where there are classes.
@@ -81,6 +92,7 @@ class RunRecord:
     status: str
     reason: str = ""
     labels: int = 0
+    llm_labels: int = 0
     label_dollars: float = 0.0
     llm_dollars: float = 0.0
     compute_dollars: float = 0.0
@@ -90,10 +102,12 @@ class RunRecord:
     chosen: bool = True
     dollars_by_stage: dict[str, float] = dataclasses.field(default_factory=dict)
     dollars_by_phase: dict[str, float] = dataclasses.field(default_factory=dict)
+    teacher_dollars: dict[str, float] = dataclasses.field(default_factory=dict)
     priced: bool = True
     device_kind: str = ""
     devices: int = 0
     device_hours: float = 0.0
+    seconds: float = 0.0
     tokens: int = 0
     metric: str = ""
     value: float | None = None
@@ -257,6 +271,7 @@ def _costs(folder: RunFolder, strategy: str, users: _Users) -> dict[str, Any]:
     places = {stage: folder.place(stage) for stage in by_stage}
     return {
         "labels": sum(row.examples for row in needed if row.unit in LABEL_UNITS),
+        "llm_labels": sum(row.examples for row in needed if row.unit == INPUT_TOKENS),
         "label_dollars": sum(row.dollars for row in needed if row.unit in LABEL_UNITS),
         "llm_dollars": sum(row.dollars for row in needed if row.unit in TOKEN_UNITS),
         "compute_dollars": sum(by_stage.values()),
@@ -268,10 +283,12 @@ def _costs(folder: RunFolder, strategy: str, users: _Users) -> dict[str, Any]:
         ),
         "dollars_by_stage": dict(by_stage),
         "dollars_by_phase": dict(by_phase),
+        "teacher_dollars": teacher_split(work),
         "priced": all(row.price_source != NOT_PRICED for row in work),
         "device_kind": ", ".join(sorted({row.device_kind for row in work})),
         "devices": max((row.devices_held for row in work), default=0),
         "device_hours": sum(row.device_hours for row in work),
+        "seconds": sum(sum(row.seconds.values()) for row in work),
         "tokens": sum(row.tokens for row in work),
     }
 
@@ -297,11 +314,16 @@ def _training(folder: RunFolder, strategy: str) -> dict[str, Any]:
     stage = _trained_by(strategy)
     scored = read_or_empty(folder.directory / f"evaluate-{strategy}" / "manifest.json")
     cut_after = dig(scored, "outputs", "last_step")  # where the budget ended the training
-    steps = _count(cut_after or dig(folder.settings, stage, "train_steps"))
+    settings = dig(folder.settings, *TRAINED_AS.get(stage, (stage,)))
+    steps = _count(cut_after or dig(settings, "train_steps"))
     tokens = dig(folder.settings, "data", "token_store") or folder.place("prepare") / "tokens"
     rows = dig(read_or_empty(Path(tokens) / "manifest.json"), "rows")
-    examples = _count(dig(rows, "unlabeled" if strategy == "distill" else "train"))
-    batch_size = _count(dig(folder.settings, stage, "batch_size"))
+    split = "unlabeled" if "label" in STAGES.get(strategy, ()) else "train"
+    examples = _count(dig(rows, split))
+    if strategy in ("llm", "llm_human"):
+        bought = read_or_empty(folder.directory / LLM_LABELS / "manifest.json")
+        examples = _count(dig(bought, "outputs", "rows"))
+    batch_size = _count(dig(settings, "batch_size"))
     return {"steps": steps, "epochs": steps * batch_size / examples if examples else None}
 
 

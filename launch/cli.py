@@ -11,12 +11,17 @@ from collections.abc import Sequence
 VERBS = {
     "run": "carry out a gin file: prepare, teach, label, distill, evaluate, with a receipt",
     "data": "show a task's data before money is spent on them",
+    "quote": "tell hours, dollars and whether it fits, before hardware is rented",
+    "tpu_plans": "compile a run for TPU slices that are not here, for what a chip will hold",
+    "annotate": "labels from people and from language models, with their price",
     "probe": "measure how many entries of the teacher's distribution soft labels need",
     "predict": "predict a file of texts with a checkpoint",
     "convert": "convert a checkpoint between Hugging Face, T5X and our own format",
     "export": "export a model of a run, with a model card",
+    "sweep": "carry out many runs from one file, what they share paid once",
     "ledger": "list runs with their quality and dollars, and price them anew",
     "plan": "the best way to spend a budget, from finished runs, with intervals",
+    "report": "write one page about finished runs, with every figure beside it",
     "score": "score a file of predictions, and compare it with another one",
 }
 
@@ -42,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<8}{meaning}" for verb, meaning in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
     return f"usage: dora-jax VERB ...\n\n{verbs}\n\n`dora-jax VERB --help` explains a verb."
 
 

@@ -18,6 +18,7 @@ from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import nearest
 
 EXIT_ERROR = 2
+EXIT_BUDGET = 3  # the budget is reached: what was trained so far is scored, more money goes on
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 _GIN = "--gin."
 

@@ -41,6 +41,7 @@ _CONFIGS = (
     configs.TrainConfig,
     configs.OptimizerConfig,
     configs.SoftLossConfig,
+    configs.LlmConfig,
     configs.LabelConfig,
     configs.EvaluateConfig,
     configs.MeshConfig,
@@ -70,17 +71,18 @@ def build(
     overrides: Sequence[Override] = (),
     *,
     check_use: bool = True,
+    is_sweep: bool = False,
 ) -> Resolved:
     """Reads a run file, then the scale's file, then the overrides, and checks all of it.
 
-    A run file that sets SCALE itself, like the `config.gin` of a run directory, is taken as it
-    is, without the scale's file.
+    A run file that sets SCALE itself, like a run's `config.gin`, is taken without the scale's.
 
     Args:
       run_file: a path, or the name of a file in the packaged gin folder.
       scale: "rehearsal" or "paper".
       overrides: of the command line; they win.
       check_use: refuse overrides that mean nothing at this scale.
+      is_sweep: leave the axes of a sweep file to launch/sweep.py.
 
     Raises:
       ValueError: no such file, an unknown or unused name, a value of the wrong kind.
@@ -101,7 +103,7 @@ def build(
     # A folder of one's own data gets a run directory of its own, beside the sample's.
     data_name = f"-{Path(_bound('DATA_DIR')).name}" if _bound("DATA_DIR") else ""
     _set_default("MODEL_DIR", f"runs/{path.stem}-{scale}{data_name}")
-    _check_macros(overrides)
+    _check_macros(overrides, is_sweep)
     if check_use:
         _check_references()
     config = _make()
@@ -139,10 +141,7 @@ def field_names(config: str) -> list[str]:
 def _make() -> RunConfig:
     try:
         return gin.get_configurable("RunConfig")()
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # without the calls that gin lists after it
+    except (ValueError, TypeError) as error:  # without the calls that gin lists after it
         raise ValueError(str(error).split("\n  In call to configurable")[0]) from None
 
 
@@ -190,12 +189,7 @@ def _conform(value: Any, kind: Any) -> Any:
         return value
     if dataclasses.is_dataclass(kind):
         raise ValueError(f"a {kind.__name__}, written @NAME/{kind.__name__}() with parentheses")
-    expected = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text in quotes",
-        bool: "a bool",
-    }
+    expected = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "a bool"}
     raise ValueError(expected[kind])
 
 
@@ -338,7 +332,7 @@ def _references() -> set[tuple[str, str]]:
     return {reference.config_key for reference in gin.iterate_references(_bindings())}
 
 
-def _check_macros(overrides: Iterable[Override]) -> None:
+def _check_macros(overrides: Iterable[Override], is_sweep: bool) -> None:
     """Refuses names that nothing reads, and reads of names that nothing sets."""
     if ("", "dora_jax.RunConfig") not in _bindings():
         raise ValueError(f'The run file has no wiring; begin it with: include "{run_files.WIRING}"')
@@ -348,6 +342,10 @@ def _check_macros(overrides: Iterable[Override]) -> None:
     known = read | {setting.name for setting in run_files.settings()}
     given = {name for name, _ in overrides}
     for name in sorted(defined - known):
+        if name.startswith(("sweep/", "search/")):
+            if is_sweep:
+                continue
+            raise ValueError(f"{name} is an axis of a sweep: python launch/sweep.py --gin_file=…")
         where = f"--gin.{name}" if name in given else f"{name}, set in a gin file,"
         raise ValueError(f"{where} is no name of this run.{nearest(name, known)} {ALL_NAMES}")
     for name in sorted(read - defined):

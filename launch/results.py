@@ -14,7 +14,13 @@ from dora_jax.cost.ledger import LedgerRow
 from dora_jax.cost.prices import NOT_PRICED
 from dora_jax.strategies import Result
 
-NAMES = {"annotate": "student, annotate", "distill": "student, distill"}
+NAMES = {
+    "annotate": "student, annotate",
+    "distill": "student, distill",
+    "llm": "student, llm labels",
+    "llm_human": "student, llm and human",
+    "llm_distill": "student, llm and distill",
+}
 WIDTH_OF_FILES = 130  # where the output is no terminal
 
 
@@ -35,7 +41,15 @@ def print_results(
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_FILES)
-    console.print(results_table(results, config))
+    if results:
+        console.print(results_table(results, config))
+    shared = {result.name: result.shared_dollars for result in results if result.shared_dollars}
+    for name, dollars in shared.items():
+        console.print(
+            f"{NAMES.get(name, name)}: ${dollars:,.4f} of its compute is for stages that other "
+            "runs use too; `launch/ledger.py` divides them.",
+            highlight=False,
+        )
     if any(row.price_source == NOT_PRICED for row in rows):
         console.print(f"Compute is {NOT_PRICED}.", highlight=False)
     console.print(f"Run directory: {directory}", highlight=False, soft_wrap=True)

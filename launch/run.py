@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from dora_jax.launch import gin_config, hosts, scale
 from dora_jax.launch.cluster import submit
 from dora_jax.launch.command_line import (
+    EXIT_BUDGET,
     EXIT_INTERRUPTED,
     command,
     default_compilation_cache,
@@ -55,7 +56,7 @@ it; prints quality and dollars. The same command again goes on where it stopped.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 2 after an error, 75 if interrupted."""
+    """The command line. Returns 0, 2 after an error, 3 at the budget, 75 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     return exit_status(lambda: _run(given), debug="--debug" in given)
 
@@ -181,11 +182,15 @@ def _carry_out(
     config: RunConfig, task: TaskSpec, text: str, same_command: str, report: Callable[[str], None]
 ) -> int:
     """Opens the run directory, runs the strategies, prints what they came to."""
+    import jax
+
     from dora_jax import strategies
+    from dora_jax.launch.affordability import require_affordable
     from dora_jax.launch.results import print_results
     from dora_jax.parallel.hosts import any_of, is_first
     from dora_jax.stages.context import Interrupted, RunContext, StopRequest
 
+    require_affordable(config, jax.devices()[0].device_kind, jax.device_count())
     stop = StopRequest(any_of)
     try:
         with _stopped_by_signals(stop):
@@ -202,6 +207,9 @@ def _carry_out(
         return EXIT_INTERRUPTED
     if is_first():
         print_results(results, config, context.ledger.rows(), context.directory)
+    if context.stopped_by:
+        report(f"Stopped by {context.stopped_by}; with a higher BUDGET_USD it goes on.")
+        return EXIT_BUDGET
     return 0
 
 

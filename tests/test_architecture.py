@@ -46,6 +46,8 @@ LEVELS = {
     "dora_jax.train": 5,
     "dora_jax.stages": 6,
     "dora_jax.strategies": 7,
+    "dora_jax.sweeps": 0,
+    "dora_jax.report": 3,
     "dora_jax.launch": 9,
 }
 TENSORFLOW = {"tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "t5", "t5x"}

@@ -22,6 +22,7 @@ from tiny_run import (
 )
 
 from dora_jax.config import TrainConfig
+from dora_jax.cost.budget import Budget
 from dora_jax.cost.meter import Meter
 from dora_jax.cost.prices import user_price
 from dora_jax.data.loader import LabelledSource, PackedLoader
@@ -92,6 +93,7 @@ def train(
                 meter=meter,
                 stop=stop or StopRequest(),
                 spent_usd=lambda: 0.0,
+                budget=Budget(math.inf, lambda: 0.0),
                 validate=validate,
             )
             return training.run(lambda: init_params(NETWORK, 0, mesh))

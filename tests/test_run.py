@@ -34,7 +34,7 @@ from dora_jax.strategies import Result
 
 pytestmark = pytest.mark.usefixtures("compiled_cheaply", "two_devices")
 ALL_STAGES = ("prepare", *TRAINED, *EVALUATED, "label")
-CHANGED_BY_EVERY_START = ("ledger.jsonl", "meter.json", ".lock")
+CHANGED_BY_EVERY_START = ("ledger.jsonl", "meter.json", "status.json", ".lock")
 
 
 class Finished(NamedTuple):

@@ -49,6 +49,9 @@ def test_a_run_of_both_strategies_has_three_records(tmp_path: Path) -> None:
     assert records["distill"].dollars == pytest.approx(39.20)
     assert records["distill"].dollars_by_stage["label"] == pytest.approx(3.0)
     assert records["distill"].dollars_by_phase == pytest.approx({"step": 10.65, "idle": 3.55})
+    # Three quarters of pretraining, teaching and labelling; a quarter of them idle.
+    split = {"tune": 4.50, "generate": 2.25, "score": 0.0, "idle": 2.25}
+    assert records["distill"].teacher_dollars == pytest.approx(split)
     assert records["distill"].device_hours == pytest.approx(1420 * 2 / 3600)
     assert records["distill"].tokens_per_dollar == pytest.approx(7000 / 14.2)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dora_jax.cost.ledger_rows import LABELS
+from collections.abc import Iterable
+
+from dora_jax.cost.ledger_rows import LABELS, LedgerRow
 
 PREPARE = "prepare"
 LLM_LABELS = "llm-labels"
@@ -54,8 +56,32 @@ STAGES = {
     ),
 }
 
+# What the time of each of a teacher's stages is spent on.
+_TEACHERS = {
+    "pretrain-teacher": "tune",
+    "teach": "tune",
+    "choose-labels": "generate",
+    "label": "generate",
+}
+
 
 def results_of(strategies: tuple[str, ...]) -> tuple[str, ...]:
     """The results that a run of these strategies ends in, in the order of `STAGES`."""
     wanted = {*strategies, *([TEACHER] if "distill" in strategies else [])}
     return tuple(name for name in STAGES if name in wanted)
+
+
+def teacher_split(rows: Iterable[LedgerRow]) -> dict[str, float]:
+    """What a teacher's dollars were for: to tune it, to generate labels, to score them, idling.
+
+    Greedy labels are generated and scored in one pass, which counts as generating; "score" is the
+    second pass that drawn labels take.
+    """
+    split = {"tune": 0.0, "generate": 0.0, "score": 0.0, "idle": 0.0}
+    for row in rows:
+        if row.stage not in _TEACHERS or not (seconds := sum(row.seconds.values())):
+            continue
+        for phase, of_phase in row.seconds.items():
+            part = phase if phase in ("idle", "score") else _TEACHERS[row.stage]
+            split[part] += row.dollars * of_phase / seconds
+    return split

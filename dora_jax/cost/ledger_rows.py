@@ -16,7 +16,7 @@ OUTSIDE = "outside"  # the stage of time rented while no process of the run was 
 # What no clock inside the process can see. Rented time before and after it costs the same.
 NOT_COUNTED = ("machine boot", "image", "weight download before the process", "disk")
 # The phases in which the devices are meant to compute; MFU is over these.
-BUSY_PHASES = ("step", "input wait", "label")
+BUSY_PHASES = ("step", "input wait", "label", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LedgerRow:
 
     `tokens` are the non-padding ones, both sides. `tokens_per_second` is over all the row's
     seconds, compilation and idling included, since all are billed; `mfu` over the phases
-    "step", "input wait" and "label" only, as published figures are. Either is None where it
+    that compute only (`BUSY_PHASES`), as published figures are. Either is None where it
     would mean nothing.
     """
 

@@ -1,11 +1,10 @@
 """The clock of a run: seconds by stage and phase, from the start of the process to its end.
 
-Rented devices cost while imports run, while XLA compiles and while nothing happens, so every
-second belongs to some phase. What the ledger does not have yet is kept in `meter.json`,
-written anew every other second: `kill -9` loses at most that much, a restart adds to it. A
-stage is billed in three steps, so that a crash between any two neither loses nor doubles a
-second: `close_stage` writes the charge under a row id, the row is appended to the ledger,
-`settle` forgets the charge (`ledger.bill_stage` does all three).
+Rented devices cost while nothing happens too, so every second belongs to some phase. What the
+ledger does not have yet is kept in `meter.json`, written anew every other second: `kill -9`
+loses at most that much, a restart adds to it. A stage is billed in three steps, so that a crash
+between any two neither loses nor doubles a second: `close_stage` writes the charge under a row
+id, the row is appended, `settle` forgets the charge (`ledger.bill_stage` does all three).
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ PHASES = (
     "checkpoint",
     "evaluate",
     "label",
+    "score",
     "idle",
 )
 
@@ -212,6 +212,11 @@ class Meter:
                 self._add(charge)
         return holding
 
+    @property
+    def holding(self) -> Holding | None:
+        """What is rented; None before the run knows."""
+        return self._holding
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Charges the time inside to a stage; outside any phase it is "idle"."""
@@ -282,12 +287,10 @@ class Meter:
         Raises:
           ValueError: `hold` has not been called, so there is no price.
         """
-        dollars = billed_usd
-        for charge in self.charges():
-            if charge.holding is None:
-                raise ValueError("the meter knows no price yet; call hold() first.")
-            dollars += charge.holding.usd(charge.total_seconds)
-        return dollars
+        charges = self.charges()
+        if any(charge.holding is None for charge in charges):
+            raise ValueError("the meter knows no price yet; call hold() first.")
+        return billed_usd + sum(c.holding.usd(c.total_seconds) for c in charges if c.holding)
 
     def close_stage(self, stage: str) -> tuple[Charge, ...]:
         """Takes what is to be billed for a stage and gives it row ids, on disk too.
@@ -339,8 +342,8 @@ class Meter:
             try:
                 self.persist()
             except OSError as error:
-                # A full disk must not end a run that may soon be able to write again; what
-                # matters, billing and the last write of all, raises in the run's own thread.
+                # A full disk must not end a run that may soon be able to write again; billing
+                # and the last write of all raise in the run's own thread.
                 if str(error) != complaint:
                     _logger.warning("cannot write the meter to %s: %s", self._path, error)
                 complaint = str(error)
@@ -368,10 +371,10 @@ def unbilled(path: Path, is_billed: Callable[[str], bool]) -> list[Charge]:
     Raises:
       ValueError: the file is not one that a meter wrote.
     """
+    if not path.exists():
+        return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
     except json.JSONDecodeError as error:
         raise _not_a_meter(path, f"not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("version") != METER_VERSION:
@@ -392,7 +395,5 @@ def _read_charge(row: dict[str, Any]) -> Charge:
 
 
 def _not_a_meter(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path}: {reason}. Only a meter writes this file; if it cannot be restored, move it "
-        "away, and the seconds not yet in the ledger are lost."
-    )
+    lost = "if it cannot be restored, move it away; seconds not yet in the ledger are lost."
+    return ValueError(f"{path}: {reason}. Only a meter writes this file; {lost}")

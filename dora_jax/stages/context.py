@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
+import functools
+import math
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 from jax.sharding import Mesh
 
-from dora_jax.config import CostConfig, DataConfig, RunConfig, fingerprint, to_dict
+from dora_jax.config import (
+    LLM_STRATEGIES,
+    CostConfig,
+    DataConfig,
+    LlmConfig,
+    MeshConfig,
+    RunConfig,
+    fingerprint,
+    to_dict,
+)
 from dora_jax.cost import ledger as ledgers
+from dora_jax.cost.budget import Budget, BudgetReached
 from dora_jax.cost.ledger import Ledger, RunFacts
 from dora_jax.cost.meter import LAUNCH, Holding, Meter
 from dora_jax.cost.prices import Price, PriceBook, user_price
@@ -24,7 +37,8 @@ from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
 from dora_jax.parallel import hosts
 from dora_jax.parallel.mesh import make_mesh
-from dora_jax.stages import manifest
+from dora_jax.run_folders import BUDGET, FAILED, FINISHED, RUNNING, STATUS_FILE, STOPPED
+from dora_jax.stages import manifest, shared
 from dora_jax.stopping import Interrupted, StopRequest
 from dora_jax.whole_files import write_json, write_whole
 
@@ -38,6 +52,9 @@ class Task(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def check_target(self) -> Callable[[str], str | None]: ...
 
     @property
     def score(self) -> Callable[..., Scores]: ...
@@ -66,6 +83,8 @@ class RunContext:
     report: Report
     prepare: Prepare
     _resources: contextlib.ExitStack  # the directory's lock and the meter
+    stopped_by: str = ""  # the budget, where that has ended the run
+    _billed_usd: float = 0.0
 
     # Until when a run of this process was metered: the next one is billed from there, so that
     # no second of a process is paid twice. None: from the start of the process.
@@ -103,7 +122,7 @@ class RunContext:
             meter = opened.enter_context(
                 Meter(
                     records / "meter.json",
-                    is_billed=ledger.has,
+                    is_billed=lambda row_id: _is_billed(directory, ledger, row_id),
                     process_started=cls._metered_until,
                 )
             )
@@ -116,7 +135,9 @@ class RunContext:
             facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
             if config.cost.uncounted_hours >= 0 and not ledger.has(ledgers.OUTSIDE):
                 ledger.append(ledgers.outside_row(facts, holding, config.cost.uncounted_hours))
-            return cls(
+            if hosts.is_first():
+                _write_status(directory, RUNNING)
+            context = cls(
                 config=config,
                 task=task,
                 directory=directory,
@@ -130,6 +151,9 @@ class RunContext:
                 prepare=prepare,
                 _resources=opened.pop_all(),
             )
+        context._sum_up()
+        _report_prices(context)
+        return context
 
     @classmethod
     def _end_metering(cls) -> None:
@@ -138,45 +162,130 @@ class RunContext:
     def __enter__(self) -> RunContext:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         with self._resources:
-            self.bill(LAUNCH, ledgers.SHARED)
+            try:
+                self.bill(LAUNCH, ledgers.SHARED)
+            finally:
+                if hosts.is_first():
+                    _write_status(self.directory, *self._how_it_ended(error))
+
+    def _how_it_ended(self, error: BaseException | None) -> tuple[str, str]:
+        if isinstance(error, Interrupted):
+            return STOPPED, f"stopped by {error}; the same command goes on"
+        if error is not None:
+            return FAILED, f"{type(error).__name__}: {error}"
+        return (BUDGET, self.stopped_by) if self.stopped_by else (FINISHED, "")
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """What the run may still spend."""
+        cap_usd = self.config.cost.budget_usd
+        return Budget(cap_usd if cap_usd >= 0 else math.inf, self.spent_usd)
 
     @contextlib.contextmanager
-    def stage(self, name: str, strategy: str) -> Iterator[Path]:
+    def stage(
+        self, name: str, strategy: str, settings: dict[str, Any] | None = None
+    ) -> Iterator[Path]:
         """The time inside is the stage's; on leaving it finished, its ledger row is written.
 
         A stage that is interrupted stays unbilled in the meter, and is billed as one when it
         ends. One found finished takes no time of its own: it has a row only if a crash came
         between its end and its bill.
+
+        Args:
+          name: of the stage, and of its folder.
+          strategy: whose cost it is.
+          settings: all that decides its result, so that runs can share it; None for a stage of
+            this run alone.
+
+        Raises:
+          BudgetReached: there is work to do, and no money for it.
         """
         self.stop.check()
+        if settings is not None:
+            shared.link(self.directory, self.config.shared_dir, name, settings)
         directory = self.directory / name
         if manifest.is_finished(directory):
             yield directory
         else:
-            with self.meter.stage(name):
+            if hosts.any_of(self.budget.is_spent()):
+                raise BudgetReached(f"{self.budget} is spent, before {name}")
+            self.budget.begin_batches()
+            with self.meter.stage(name), contextlib.ExitStack() as opened:
+                if shared.is_shared(self.directory, name):
+                    opened.enter_context(shared.held(directory, self.stop, self.report))
                 yield directory
         self.bill(name, strategy)
 
+    def check(self) -> None:
+        """After a batch of a stage without checkpoints: ends the run where it must end.
+
+        Raises:
+          Interrupted: a stop was asked for.
+          BudgetReached: the next batch cannot be paid.
+        """
+        self.stop.check()
+        if self.budget.is_capped and hosts.any_of(not self.budget.allows_batch()):
+            raise BudgetReached(f"{self.budget} is reached")
+
     def bill(self, stage: str, strategy: str) -> None:
-        ledgers.bill_stage(self.meter, self.ledger, stage, strategy, self.facts)
+        ledger = self.ledger
+        if hosts.is_first() and shared.is_shared(self.directory, stage):
+            ledger = Ledger(shared.receipt(self.directory, stage))
+        ledgers.bill_stage(self.meter, ledger, stage, strategy, self.facts)
+        self._sum_up()
 
     def buy_labels(self, count: int) -> None:
-        """Enters the human labels of this run into the ledger, once."""
+        """Enters the human labels of this run into the ledger, once.
+
+        Raises:
+          ValueError: they cost more than the budget allows.
+        """
         row = ledgers.labels_row(self.facts, self.task.name, count, self.label_price())
-        if not self.ledger.has(row.row_id):
-            self.ledger.append(row)
+        self.buy(row, "NUM_LABELS")
+
+    def buy(self, row: ledgers.LedgerRow, lower: str) -> None:
+        """Enters a purchase into the ledger, once.
+
+        Args:
+          row: what is bought.
+          lower: the setting that would make it cheaper, for the message.
+
+        Raises:
+          ValueError: it costs more than the budget allows.
+        """
+        if self.ledger.has(row.row_id):
+            return
+        left_usd = max(self.budget.cap_usd - self.spent_usd(), 0.0)
+        if row.dollars > left_usd:
+            share = left_usd / row.dollars
+            raise ValueError(
+                f"{row.examples:,} labels cost ${row.dollars:,.2f}, and of {self.budget} "
+                f"${left_usd:,.2f} is left: enough for {share * row.examples:,.0f} labels and "
+                f"nothing else. Raise BUDGET_USD, or lower {lower}."
+            )
+        self.ledger.append(row)
+        self._sum_up()
 
     def label_price(self) -> Price:
         price_usd = self.config.cost.price_usd_per_label
         if price_usd >= 0:
             return user_price(price_usd, unit="label")
-        return PriceBook.load().label_price(self.task.name)
+        return PriceBook.of_user(self.config.cost.price_book).label_price(self.task.name)
 
     def spent_usd(self) -> float:
         """Dollars of the run so far, this very second included."""
-        return self.meter.spent_usd(self.ledger.totals().dollars)
+        return self.meter.spent_usd(self._billed_usd)
+
+    def _sum_up(self) -> None:
+        """Reads the receipts anew; they only change when something is billed."""
+        paid = self.ledger.totals().dollars
+        if hosts.is_first():
+            paid += shared.paid_usd(self.directory, self.facts.run)
+        self._billed_usd = paid
 
     def seed(self, purpose: str) -> int:
         """A seed of its own for each use of randomness in the run, from the run's seed."""
@@ -229,15 +338,43 @@ def _device_price(config: RunConfig, device_kind: str) -> Price:
     price_usd = config.cost.price_usd_per_device_hour
     if price_usd >= 0:
         return user_price(price_usd)
-    return PriceBook.load().device_price(device_kind)
+    book = PriceBook.of_user(config.cost.price_book)
+    return book.device_price(device_kind, config.cost.spot)
+
+
+def _report_prices(context: RunContext) -> None:
+    price = context.holding.price
+    if price.is_stale(datetime.datetime.now(datetime.UTC).date()):
+        context.report(
+            f"note: ${price.usd:,.3f} an hour for {price.item} is of {price.date} "
+            f"({price.source}); ask what it costs now, and set PRICE_USD_PER_DEVICE_HOUR"
+        )
+
+
+def _is_billed(directory: Path, ledger: Ledger, row_id: str) -> bool:
+    """Whether a row is in the run's receipt, or in that of a stage it shares."""
+    path = shared.receipt(directory, row_id.rpartition("-")[0])
+    return ledger.has(row_id) or (path.is_file() and Ledger(path).has(row_id))
+
+
+def _write_status(directory: Path, status: str, reason: str = "") -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(directory / STATUS_FILE, {"status": status, "reason": reason, "at": now})
 
 
 def _refuse_another_run(directory: Path, config: RunConfig) -> None:
-    """Compares with the configuration the directory was made with; prices may change."""
-    comparable = dataclasses.replace(config, cost=CostConfig(), model_dir="")
-    wanted = to_dict(comparable)
+    """Compares with the configuration the directory was made with.
+
+    Prices, places and how devices divide the work may change.
+    """
+    on_llm = set(config.strategies) & set(LLM_STRATEGIES)
+    free = {} if on_llm else {"llm": LlmConfig()}
+    free |= {"cost": CostConfig(), "mesh": MeshConfig(), "model_dir": "", "shared_dir": ""}
+    wanted = to_dict(dataclasses.replace(config, **free))
     path = directory / "config.json"
     if path.exists():
-        manifest.refuse_difference(directory, manifest.read_json(path), wanted)
+        found = {k: v for k, v in manifest.read_json(path).items() if k not in free}
+        wanted = {name: value for name, value in wanted.items() if name not in free}
+        manifest.refuse_difference(directory, found, wanted)
     else:
         write_json(path, wanted)

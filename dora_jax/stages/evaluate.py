@@ -22,12 +22,13 @@ def evaluate(
 ) -> Scores:
     """Scores a model on the test split: `predictions.jsonl` and `scores.json` in its folder."""
     config = context.config
-    with context.stage(f"evaluate-{name}", strategy) as directory:
-        settings = {
-            "evaluate": config.evaluate,
-            "model": model.fingerprint,
-            "data": store.fingerprint,
-        }
+    settings = {
+        "evaluate": config.evaluate,
+        "model": model.fingerprint,
+        "data": store.fingerprint,
+    }
+    _forget_another_step(context.directory / f"evaluate-{name}", model)
+    with context.stage(f"evaluate-{name}", strategy, settings) as directory:
         outputs = manifest.begin(directory, settings)
         if outputs is None:
             predictions = _predict(context, store, model, name)
@@ -48,8 +49,19 @@ def evaluate(
 
             with context.meter.phase("evaluate"):
                 scores = hosts.from_first(score)
-            outputs = manifest.finish(directory, {"scores": scores})
+            cut = {"stopped_by": model.stopped_by, "last_step": model.last_step}
+            outputs = manifest.finish(
+                directory, {"scores": scores} | (cut if model.stopped_by else {})
+            )
     return Scores.from_json(outputs["scores"])
+
+
+def _forget_another_step(directory: Path, model: Model) -> None:
+    """Scores of a model whose training the budget had cut short do not hold for more of it."""
+    if manifest.is_finished(directory):
+        outputs = manifest.read(directory)["outputs"]
+        if outputs.get("last_step") != model.last_step:
+            manifest.reopen(directory)
 
 
 def _predict(context: RunContext, store: TokenStore, model: Model, name: str) -> list[str]:
@@ -65,7 +77,7 @@ def _predict(context: RunContext, store: TokenStore, model: Model, name: str) ->
             target_length=data.target_length,
             mesh=context.mesh,
             no_repeat_ngram_size=context.config.evaluate.no_repeat_ngram_size,
-            after_batch=context.stop.check,
+            after_batch=context.check,
             name=f"evaluate {name}",
         )
     counts = flops.TokenCounts.from_lengths(

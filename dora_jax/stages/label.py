@@ -16,7 +16,7 @@ from dora_jax.model.t5 import Params
 from dora_jax.parallel import hosts
 from dora_jax.predict import label as label_examples
 from dora_jax.shapes import Examples
-from dora_jax.stages import manifest, weights
+from dora_jax.stages import manifest, shared, weights
 from dora_jax.stages.context import RunContext
 from dora_jax.stages.train import Model
 
@@ -76,16 +76,16 @@ def label(
     directory = context.directory / STAGE
     labels = directory / "soft_labels"
     settings = {"header": header, "examples": len(examples)}
-    finished = manifest.begin(directory, settings) is not None
     store_of_run = (labels, header, len(examples), config.shard_examples)
-    hosts.on_first(lambda: SoftLabelWriter(*store_of_run))
-    writer = SoftLabelWriter(*store_of_run)  # the others open what the first has made
-    pending = _pending(writer)
-    if finished and pending:
+    shared.link(context.directory, context.config.shared_dir, STAGE, settings)
+    if manifest.begin(directory, settings) and _pending(SoftLabelWriter(*store_of_run)):
         manifest.reopen(directory)  # damaged since: there is work again, and time to bill
-    with context.stage(STAGE, "distill"):
-        if pending or not finished:
-            _label_shards(context, teacher, config, examples, pending, writer)
+    with context.stage(STAGE, "distill", settings):
+        # Another run may have labelled them while this one waited.
+        if manifest.begin(directory, settings) is None:
+            hosts.on_first(lambda: SoftLabelWriter(*store_of_run))
+            writer = SoftLabelWriter(*store_of_run)  # the others open what the first has made
+            _label_shards(context, teacher, config, examples, _pending(writer), writer)
             hosts.on_first(writer.finish)
             tokens = SoftLabelReader.open(labels, {}).num_tokens
             manifest.finish(directory, {"tokens": tokens})
@@ -130,7 +130,7 @@ def _label_shard(
     def after_batch(count: int) -> None:
         bar.set_postfix_str(f"${context.spent_usd():.4f}", refresh=False)
         bar.update(count)
-        context.stop.check()
+        context.check()
 
     data = context.config.data
     with context.meter.phase("label"):
@@ -144,6 +144,7 @@ def _label_shard(
             target_length=data.target_length,
             mesh=context.mesh,
             seed=context.seed(STAGE),
+            scoring=lambda: context.meter.phase("score"),
             after_batch=after_batch,
         )
     source_lengths = [len(examples.source(i)) for i in indices]

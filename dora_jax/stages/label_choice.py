@@ -56,7 +56,7 @@ def choose(
         "student": student.fingerprint,
         "data": store.fingerprint,
     }
-    with context.stage(STAGE, "distill") as directory:
+    with context.stage(STAGE, "distill", settings) as directory:
         outputs = manifest.begin(directory, settings)
         if outputs is None:
             with context.meter.phase("label"):

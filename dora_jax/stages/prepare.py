@@ -34,9 +34,10 @@ def prepare(context: RunContext) -> TokenStore:
 
 
 def _prepare(context: RunContext, data: DataConfig) -> TokenStore:
-    with context.stage(STAGE, "shared") as directory:
+    settings = {"data": data}
+    with context.stage(STAGE, "shared", settings) as directory:
         tokens = directory / "tokens"
-        if manifest.begin(directory, {"data": data}) is not None:
+        if manifest.begin(directory, settings) is not None:
             return TokenStore.open(tokens)
         with context.meter.phase("prepare"):
             # A store under its name is whole: a crash came before the manifest knew of it.

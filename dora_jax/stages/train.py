@@ -10,6 +10,7 @@ import numpy as np
 
 from dora_jax.checkpoints import native
 from dora_jax.config import ModelSource, T5Config, TrainConfig, fingerprint, to_dict
+from dora_jax.cost.budget import BudgetReached
 from dora_jax.data.loader import (
     DenoisingSource,
     ExampleSource,
@@ -28,6 +29,7 @@ from dora_jax.predict import decode
 from dora_jax.shapes import Examples
 from dora_jax.stages import manifest, weights
 from dora_jax.stages.context import RunContext
+from dora_jax.stages.llm_labels import LabelSet
 from dora_jax.train.loop import VALUE, Training, Validate
 from dora_jax.train.step import abstract_params, init_params
 
@@ -40,6 +42,8 @@ class Model:
     directory: Path  # of the stage
     fingerprint: str  # of all that decided the parameters
     step: int  # the chosen update
+    stopped_by: str = ""  # the budget, where that cut the training short
+    last_step: int | None = None  # then the update after which it did
 
     def params(self, context: RunContext) -> Params:
         """The parameters, read straight into their shardings."""
@@ -75,24 +79,41 @@ def finetune(
     strategy: str,
     start: weights.Start,
     config: TrainConfig,
+    labels: LabelSet | None = None,
 ) -> Model:
-    """Training on the human labels: a teacher, or the student of the annotate strategy."""
+    """Training on labels: a teacher, or a student without one.
+
+    `labels` stand in for the human ones, which then make up the gold share of each batch.
+    """
+    settings = {"train": config, "start": start.fingerprint, "seed": context.seed(name)}
+    human = LabelledSource(store.examples("train"))
     return _train(
         context,
         store,
         name,
         strategy,
-        {"train": config, "start": start.fingerprint, "seed": context.seed(name)},
+        settings if labels is None else {**settings, "labels": labels.fingerprint},
         start.network,
         config,
-        LabelledSource(store.examples("train")),
+        human if labels is None else LabelledSource(labels.examples),
         start.params,
+        gold=human if labels is not None and config.gold_share else None,
     )
 
 
-def distill(context: RunContext, store: TokenStore, start: weights.Start, labels: Path) -> Model:
-    """Training the student on the teacher's soft labels, with a share of human ones."""
-    config = context.config.distill
+def distill(
+    context: RunContext,
+    store: TokenStore,
+    start: weights.Start,
+    labels: Path,
+    config: TrainConfig,
+    name: str = "distill",
+    gold: LabelSet | None = None,
+) -> Model:
+    """Training the student on the teacher's soft labels, with a share of gold ones.
+
+    `gold` stands in for the human labels.
+    """
     reader = SoftLabelReader.open(
         labels,
         {
@@ -105,25 +126,27 @@ def distill(context: RunContext, store: TokenStore, start: weights.Start, labels
     if examples.unended:
         left_out = "left out" if len(examples) < len(reader) else "kept all the same"
         context.report(
-            f"distill: the teacher did not end {examples.unended:,} of its {len(reader):,} labels "
+            f"{name}: the teacher did not end {examples.unended:,} of its {len(reader):,} labels "
             f"within {context.config.data.target_length} tokens; {left_out}"
         )
+    settings = {
+        "train": config,
+        "start": start.fingerprint,
+        "labels": reader.fingerprint,
+        "seed": context.seed(name),
+    }
+    human = store.examples("train")
     return _train(
         context,
         store,
-        "distill",
-        "distill",
-        {
-            "train": config,
-            "start": start.fingerprint,
-            "labels": reader.fingerprint,
-            "seed": context.seed("distill"),
-        },
+        name,
+        name,
+        settings if gold is None else {**settings, "gold": gold.fingerprint},
         start.network,
         config,
         examples,
         start.params,
-        gold=LabelledSource(store.examples("train")) if config.gold_share else None,
+        gold=LabelledSource(gold.examples if gold else human) if config.gold_share else None,
         temperature_index=reader.temperature_index(config.soft_loss.temperature),
     )
 
@@ -144,7 +167,7 @@ def _train(
     validated: bool = True,
 ) -> Model:
     settings = {**to_dict(settings), "data": store.fingerprint}
-    with context.stage(name, strategy) as directory:
+    with context.stage(name, strategy, settings) as directory:
         outputs = manifest.begin(directory, settings)
         if outputs is None:
             training = Training(
@@ -158,14 +181,34 @@ def _train(
                 meter=context.meter,
                 stop=context.stop,
                 spent_usd=context.spent_usd,
+                budget=context.budget,
+                evaluations=_evaluations(context, store) if validated else 0.0,
                 temperature_index=temperature_index,
                 validate=_validation(context, store, network) if validated else None,
             )
-            progress = training.run(initial_params)
+            try:
+                progress = training.run(initial_params)
+            except BudgetReached as cut:
+                if not validated or cut.best_step is None:
+                    raise
+                return Model(
+                    network,
+                    directory,
+                    fingerprint(settings),
+                    cut.best_step,
+                    str(cut),
+                    cut.last_step,
+                )
             outputs = manifest.finish(
                 directory, {"best_step": progress.best_step, "best_value": progress.best_value}
             )
     return Model(network, directory, fingerprint(settings), outputs["best_step"])
+
+
+def _evaluations(context: RunContext, store: TokenStore) -> float:
+    """How many validations the final evaluation is, by examples."""
+    validation = min(context.config.evaluate.validation_examples, len(store.examples("validation")))
+    return len(store.examples("test")) / max(validation, 1)
 
 
 def _loader(

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dora_jax.checkpoints import native
 from dora_jax.config import T5Config, TrainConfig
 from dora_jax.cost import flops
+from dora_jax.cost.budget import SAVE, UPDATE, VALIDATE, Budget, BudgetReached
 from dora_jax.cost.meter import Meter
 from dora_jax.data.loader import PackedLoader
 from dora_jax.data.packing import PackedBatch
@@ -69,6 +70,8 @@ class Training:
     meter: Meter
     stop: StopRequest
     spent_usd: Callable[[], float]
+    budget: Budget
+    evaluations: float = 1.0  # how many validations the final evaluation is worth
     temperature_index: int = 0
     validate: Validate | None = None
 
@@ -80,6 +83,8 @@ class Training:
 
         Raises:
           Interrupted: a stop was asked for; the state is saved.
+          BudgetReached: the money is spent but for the evaluation; the state is saved, and the
+            parameters were validated.
           ValueError: the loss is not a number.
         """
         return _Run(self, initial_params).to_the_end()
@@ -108,7 +113,7 @@ class _Run:
         self.start = latest or 0
         self._forget_what_a_crash_undid()
         self.log = MetricsLog(training.directory, self.start) if hosts.is_first() else None
-        self.poll = hosts.Poll(training.mesh)
+        self.poll, self.cap_poll = hosts.Poll(training.mesh), hosts.Poll(training.mesh)
         loss_fn = make_loss_fn(training.network, config, training.temperature_index)
         self.step_fn = make_train_step(loss_fn, optimizer)
         self.compiled: dict[Any, Callable[..., tuple[TrainState, StepMetrics]]] = {}
@@ -141,17 +146,23 @@ class _Run:
             for step in range(self.start + 1, config.train_steps + 1):
                 if self._early_stopped():
                     break
-                self._update(step, batches)
+                with t.budget.measured(UPDATE):
+                    self._update(step, batches)
                 last = step == config.train_steps
                 if last or step % config.log_every_steps == 0:
                     self._report(bar)
                 bar.update()
-                if last or (config.eval_every_steps and step % config.eval_every_steps == 0):
+                cut = not last and self._budget_is_reached()
+                due = config.eval_every_steps and step % config.eval_every_steps == 0
+                if last or due or cut:
                     self._validate(step)
                 # Asked once an update: the signal may come at any moment, and on any host.
                 stopping = self.poll.any_of(bool(t.stop.reason))
-                if last or step % config.checkpoint_every_steps == 0 or stopping:
+                if last or step % config.checkpoint_every_steps == 0 or stopping or cut:
                     self._save(step)
+                if cut:
+                    best = self.progress.best_step or None
+                    raise BudgetReached(f"{t.budget}, after update {step} of {t.name}", step, best)
                 if stopping and not last:
                     reason = t.stop.reason or ELSEWHERE
                     raise Interrupted(f"{reason}, after update {step} of {t.name}")
@@ -161,6 +172,13 @@ class _Run:
         with self.t.meter.phase("checkpoint"), contextlib.ExitStack() as opened:
             opened.callback(self.best.close)
             opened.callback(self.checkpoints.close)
+
+    def _budget_is_reached(self) -> bool:
+        """Whether another update would take what the ending needs, by the first host's clock."""
+        if not self.t.budget.is_capped:
+            return False
+        spent = hosts.is_first() and not self.t.budget.allows_update(self.t.evaluations)
+        return self.cap_poll.any_of(spent)
 
     def _early_stopped(self) -> bool:
         patience = self.t.config.early_stop_evals
@@ -178,12 +196,13 @@ class _Run:
             began = time.monotonic()
         with self.t.meter.phase("step"):
             self.state, metrics = self.compiled[shape](self.state, batch)
-            self.window.add(step, metrics, packed.tokens, time.monotonic() - began)
+            work = _flops(self.t.network, packed)
+            self.window.add(step, metrics, packed.tokens, work, time.monotonic() - began)
         self.t.meter.count(
             examples=packed.examples,
             tokens=packed.tokens,
             padding_tokens=packed.padding_tokens,
-            flops=_flops(self.t.network, packed),
+            flops=work,
         )
 
     def _compile(self, batch: Seq2SeqBatch) -> Callable[..., tuple[TrainState, StepMetrics]]:
@@ -194,7 +213,8 @@ class _Run:
             out_shardings=(self.shardings, partitioning.replicated(self.t.mesh)),
             donate_argnums=0,
         )
-        return jitted.lower(self.state, batch).compile()
+        with partitioning.split_over(self.t.mesh):
+            return jitted.lower(self.state, batch).compile()
 
     def _report(self, bar: tqdm) -> None:
         values = self.window.take()
@@ -202,13 +222,26 @@ class _Run:
             return
         step = self.window.last_step
         self._require_finite("loss", values["loss"], step)
+        values |= self._rates()
         values["dollars"] = self.t.spent_usd()
         self._log(step, values)
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tok/s, "
-            f"${values['dollars']:.4f}",
-            refresh=False,
-        )
+        told = [f"loss {values['loss']:.3f}", f"{values['tokens_per_second']:,.0f} tok/s"]
+        if "tokens_per_dollar" in values:
+            told.append(f"{values['tokens_per_dollar']:,.0f} tok/$")
+        if "mfu" in values:
+            told.append(f"MFU {values['mfu']:.1%}")
+        bar.set_postfix_str(", ".join([*told, f"${values['dollars']:.4f}"]), refresh=False)
+
+    def _rates(self) -> dict[str, float]:
+        """Of the updates just reported: what there is a price, or a known peak, for."""
+        holding, taken = self.t.meter.holding, self.window.taken
+        rates: dict[str, float] = {}
+        if holding is None:
+            return rates
+        if paid := holding.usd(taken.seconds):
+            rates["tokens_per_dollar"] = taken.tokens / paid
+        share = flops.mfu(taken.flops, taken.seconds, holding.device_kind, holding.devices)
+        return rates if share is None else rates | {"mfu": share}
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         if self.log:
@@ -236,7 +269,7 @@ class _Run:
         if t.validate is None:
             value = float(step)  # without validation the last parameters are the best
         else:
-            with t.meter.phase("evaluate"):
+            with t.meter.phase("evaluate"), t.budget.measured(VALIDATE):
                 values = t.validate(self.state.params)
             value = values[VALUE]
             named = {f"validation/{name}": number for name, number in values.items()}
@@ -247,10 +280,18 @@ class _Run:
 
     def _save(self, step: int) -> None:
         self._require_sound_state(step)
-        with self.t.meter.phase("checkpoint"):
+        with self.t.meter.phase("checkpoint"), self.t.budget.measured(SAVE):
             # The best parameters first: a checkpoint that names them must find them.
             self.best.wait()
             self.checkpoints.save(step, self.state, dataclasses.asdict(self.progress))
+
+
+class _Work(NamedTuple):
+    """Done in a window of updates."""
+
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -258,18 +299,20 @@ class _Window:
     """The updates since the last log row; only those that have surely finished are fetched."""
 
     updates: list[tuple[int, StepMetrics]] = dataclasses.field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-    last_step: int = 0  # of the row taken last
+    work: _Work = _Work()
+    taken: _Work = _Work()  # of the row taken last
+    last_step: int = 0  # likewise
 
-    def add(self, step: int, metrics: StepMetrics, tokens: int, dispatch_seconds: float) -> None:
+    def add(
+        self, step: int, metrics: StepMetrics, tokens: int, flops: float, dispatch_seconds: float
+    ) -> None:
         began = time.monotonic()
         if self.updates:
             # Waits for the update before this one: one stays in flight, not a queue of them.
             self.updates[-1][1].loss.block_until_ready()
         self.updates.append((step, metrics))
-        self.tokens += tokens
-        self.seconds += dispatch_seconds + time.monotonic() - began
+        seconds = self.work.seconds + dispatch_seconds + time.monotonic() - began
+        self.work = _Work(self.work.tokens + tokens, self.work.flops + flops, seconds)
 
     def take(self) -> dict[str, float] | None:
         """Means over the finished updates, which leave the window; None where there is none."""
@@ -278,9 +321,9 @@ class _Window:
             return None
         values = {
             "loss": sum(float(metrics.loss) for _, metrics in finished) / len(finished),
-            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+            "tokens_per_second": self.work.tokens / max(self.work.seconds, 1e-9),
         }
-        self.last_step, self.tokens, self.seconds = finished[-1][0], 0, 0.0
+        self.last_step, self.taken, self.work = finished[-1][0], self.work, _Work()
         return values
 
 

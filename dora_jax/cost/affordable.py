@@ -1,0 +1,98 @@
+"""What a budget allows of a run, by its quote: all of it, or what would fit instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dora_jax.config import RunConfig
+
+# The phases of training whose updates are scaled together.
+_TRAINED = ("teach", "annotate", "distill")
+_SHARES = tuple(share / 100 for share in range(95, 0, -5))
+
+
+class Bill(NamedTuple):
+    """What a run is expected to cost, in USD."""
+
+    labels: float
+    compute: float
+
+    @property
+    def total(self) -> float:
+        return self.labels + self.compute
+
+
+class Fitting(NamedTuple):
+    """What of a run fits a budget, each change by itself; 0 where that alone never fits.
+
+    Attributes:
+      bill: the run as it is.
+      labels: how many human labels.
+      steps_share: of the updates of teacher and student.
+    """
+
+    bill: Bill
+    labels: int
+    steps_share: float
+
+
+def fitting(
+    config: RunConfig, budget_usd: float, usd_per_label: float, quote: Callable[[RunConfig], float]
+) -> Fitting:
+    """What would fit a budget.
+
+    Args:
+      config: the run; its `num_labels` is a count.
+      budget_usd: for labels and compute.
+      usd_per_label: of a human label.
+      quote: dollars of compute of a run.
+    """
+    labels = max(config.data.num_labels, 0)
+    bill = Bill(labels * usd_per_label, quote(config))
+    left = budget_usd - bill.compute
+    if left < 0:
+        affordable = 0
+    else:
+        affordable = labels if not usd_per_label else min(labels, math.floor(left / usd_per_label))
+    fits = (s for s in _SHARES if bill.labels + quote(with_steps(config, s)) <= budget_usd)
+    return Fitting(bill, affordable, next(fits, 0.0))
+
+
+def with_steps(config: RunConfig, share: float) -> RunConfig:
+    """The run with this share of its updates of teacher and student, at least one each."""
+    changed = {
+        name: dataclasses.replace(
+            train := getattr(config, name), train_steps=max(1, round(train.train_steps * share))
+        )
+        for name in _TRAINED
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
+    """Why the run is not begun, and what would be affordable."""
+    ways = [f"BUDGET_USD of {math.ceil(found.bill.total * 100) / 100:,.2f}"]
+    if found.labels > 0:
+        ways.append(f"NUM_LABELS = {found.labels}")
+    if found.steps_share:
+        reduced = with_steps(config, found.steps_share)
+        names = {
+            "teach": "TEACHER_TRAIN_STEPS",
+            "distill": "TRAIN_STEPS",
+            "annotate": "ANNOTATE_TRAIN_STEPS",
+        }
+        used = [n for n in names if n in config.strategies or n == "teach" and _has_teacher(config)]
+        steps = (f"{names[n]} = {getattr(reduced, n).train_steps}" for n in used)
+        ways.append(" with ".join(steps))
+    return (
+        f"This run is quoted at ${found.bill.total:,.2f} (${found.bill.labels:,.2f} for labels, up "
+        f"to ${found.bill.compute:,.2f} for compute), above its BUDGET_USD of {budget_usd:,.2f}. "
+        f"Nothing was spent. What would fit: {'; or '.join(ways)}."
+    )
+
+
+def _has_teacher(config: RunConfig) -> bool:
+    return "distill" in config.strategies

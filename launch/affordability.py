@@ -1,0 +1,43 @@
+"""Refuses a run beforehand that its budget cannot pay, and says what it could."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dora_jax.config import RunConfig
+from dora_jax.cost.affordable import fitting, refusal
+from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.quote import quote_run
+from dora_jax.launch.quote_facts import data_facts
+
+
+def require_affordable(config: RunConfig, device_kind: str, devices: int) -> None:
+    """Compares the quote of a run that has not begun with its budget.
+
+    A run that has begun is not asked again: its cap ends it in time.
+
+    Args:
+      config: the run.
+      device_kind: JAX's name of its devices.
+      devices: how many.
+
+    Raises:
+      ValueError: the upper end of the quote is above the budget.
+    """
+    cost = config.cost
+    if cost.budget_usd < 0 or (Path(config.model_dir) / "ledger.jsonl").exists():
+        return
+    facts, book = data_facts(config), PriceBook.of_user(cost.price_book)
+    data = dataclasses.replace(config.data, num_labels=facts.labels)
+    config = dataclasses.replace(config, data=data)
+    usd_per_label = cost.price_usd_per_label
+    if usd_per_label < 0:
+        usd_per_label = book.label_price(config.data.task).usd
+
+    def quote(run: RunConfig) -> float:
+        return quote_run(run, device_kind, devices, spot=cost.spot, facts=facts, book=book).dollars
+
+    found = fitting(config, cost.budget_usd, usd_per_label, quote)
+    if found.bill.total > cost.budget_usd:
+        raise ValueError(refusal(found, cost.budget_usd, config))

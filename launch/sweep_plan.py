@@ -1,0 +1,251 @@
+"""From a sweep file to its runs: settings checked, pretraining and vocabulary shared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dora_jax.config import ModelSource, RunConfig
+from dora_jax.cost.affordable import fitting, refusal, with_steps
+from dora_jax.cost.charging import PRETRAIN
+from dora_jax.cost.hardware import parse_devices
+from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.quote import quote_run
+from dora_jax.fingerprints import fingerprint, to_dict
+from dora_jax.launch import gin_config
+from dora_jax.launch.gin_config import Override
+from dora_jax.launch.sweep_files import is_axis, read_axes
+from dora_jax.sweeps import Cell, expand, labels_for
+
+LABEL_SHARE = "LABEL_SHARE"
+SHARED = "shared"
+
+
+class PlannedRun(NamedTuple):
+    """One run, ready to be written down.
+
+    Attributes:
+      name: of its directory, below the sweep's.
+      directory: where it is.
+      text: its resolved gin file.
+      config: the same, made.
+      shown: (name, gin text) of what sets it apart.
+      group, searched: as in `sweeps.Cell`.
+      needs: names of the runs that must be finished before.
+    """
+
+    name: str
+    directory: Path
+    text: str
+    config: RunConfig
+    shown: tuple[tuple[str, str], ...]
+    group: str = ""
+    searched: dict[str, str] = {}
+    needs: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """A sweep.
+
+    Attributes:
+      directory: of all its runs.
+      runs: those that pretrain first.
+      budget_usd: for all of them together; None where each has its own, or none.
+    """
+
+    directory: Path
+    runs: tuple[PlannedRun, ...]
+    budget_usd: float | None
+
+
+def make(path: Path, scale: str, overrides: Sequence[Override], hardware: str = "") -> Plan:
+    """Expands a sweep file.
+
+    Args:
+      path: of the file.
+      scale: "rehearsal" or "paper".
+      overrides: of the command line, for all runs.
+      hardware: "KIND:COUNT" that LABEL_SHARE quotes the compute on; "" where nothing asks for it.
+
+    Raises:
+      ValueError: an axis or any of the runs is wrong; nothing has been started then.
+    """
+    axes = read_axes(path, overrides)
+    overrides = [override for override in overrides if not is_axis(override.name)]
+    names = [axis.name for axis in axes]
+    if LABEL_SHARE in names and "NUM_LABELS" in names:
+        raise ValueError("LABEL_SHARE decides how many labels are bought; leave NUM_LABELS out.")
+    base = _build(path, scale, overrides)
+    directory = Path(base.config.model_dir)
+    capped = base.config.cost.budget_usd >= 0
+    each = LABEL_SHARE in names or "BUDGET_USD" in names
+    cells = [_divided(path, scale, overrides, cell, hardware) for cell in expand(axes)]
+    first = [_planned(path, scale, overrides, directory, cell, base.config) for cell in cells]
+    bases = _pretraining(path, scale, overrides, directory, first)
+    runs = [
+        _planned(path, scale, overrides, directory, cell, base.config, bases.get(_networks(run)))
+        for cell, run in zip(cells, first, strict=True)
+    ]
+    budget_usd = base.config.cost.budget_usd if capped and not each else None
+    return Plan(directory, (*bases.values(), *runs), budget_usd)
+
+
+def _build(
+    path: Path, scale: str, overrides: Sequence[Override], check_use: bool = True
+) -> gin_config.Resolved:
+    return gin_config.build(path, scale, overrides, check_use=check_use, is_sweep=True)
+
+
+def _planned(
+    path: Path,
+    scale: str,
+    overrides: Sequence[Override],
+    directory: Path,
+    cell: Cell,
+    base: RunConfig,
+    pretrained: PlannedRun | None = None,
+) -> PlannedRun:
+    own = [Override(name, value) for name, value in cell.overrides]
+    place = directory / cell.name
+    own += [Override("MODEL_DIR", repr(str(place))), _shared(directory)]
+    if pretrained is not None:
+        own += _start_from(pretrained, base)
+    resolved = _build(path, scale, [*overrides, *own])
+    needs = (pretrained.name,) if pretrained else ()
+    shown = tuple(cell.overrides)
+    return PlannedRun(
+        cell.name, place, resolved.text, resolved.config, shown, cell.group, cell.searched, needs
+    )
+
+
+def _shared(directory: Path) -> Override:
+    return Override("SHARED_DIR", repr(str(directory / SHARED)))
+
+
+# --- Mixtures: a share of the budget for labels, the rest for compute
+
+
+def _divided(
+    path: Path, scale: str, overrides: Sequence[Override], cell: Cell, hardware: str
+) -> Cell:
+    """The cell with LABEL_SHARE made into labels bought and updates that the rest pays for."""
+    shares = [value for name, value in cell.overrides if name == LABEL_SHARE]
+    if not shares:
+        return cell
+    others = tuple(pair for pair in cell.overrides if pair[0] != LABEL_SHARE)
+    given = [*overrides, *(Override(*pair) for pair in others)]
+    config = _build(path, scale, given, check_use=False).config
+    cost, book = config.cost, PriceBook.of_user(config.cost.price_book)
+    price = cost.price_usd_per_label
+    if price < 0:
+        price = book.label_price(config.data.task).usd
+    labels = labels_for(float(shares[0]), cost.budget_usd, price)
+    if not hardware:
+        raise ValueError("LABEL_SHARE needs --hardware=KIND:COUNT, to know what the rest buys.")
+    devices = parse_devices(hardware)[0]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_labels=labels))
+
+    def quote(run: RunConfig) -> float:
+        return quote_run(run, devices.hardware, devices.count, spot=cost.spot, book=book).dollars
+
+    found = fitting(config, cost.budget_usd, price, quote)
+    if found.bill.total <= cost.budget_usd:
+        found = found._replace(steps_share=1.0)
+    if not found.steps_share:
+        raise ValueError(f"{cell.name}: " + refusal(found, cost.budget_usd, config))
+    reduced = with_steps(config, found.steps_share)
+    divided = [("NUM_LABELS", str(labels)), ("TEACHER_TRAIN_STEPS", str(reduced.teach.train_steps))]
+    divided += [
+        ("TRAIN_STEPS", str(reduced.distill.train_steps)),
+        ("ANNOTATE_TRAIN_STEPS", str(reduced.annotate.train_steps)),
+    ]
+    return cell._replace(overrides=(*others, *divided))
+
+
+# --- Pretraining, of networks without weights
+
+
+def _networks(run: PlannedRun) -> str:
+    """Runs of equal networks start from one pretraining; "" where all have weights."""
+    sources = (run.config.teacher, run.config.student)
+    if all(source.weights for source in sources):
+        return ""
+    return fingerprint([to_dict(source) for source in sources])
+
+
+def _pretraining(
+    path: Path,
+    scale: str,
+    overrides: Sequence[Override],
+    directory: Path,
+    runs: Sequence[PlannedRun],
+) -> dict[str, PlannedRun]:
+    """A run for each pair of networks, on the text of the run with the most labels.
+
+    Pretrained weights stand for published ones here: every run of a sweep starts from the same,
+    and in the same vocabulary.
+    """
+    largest: dict[str, PlannedRun] = {}
+    for run in runs:
+        found = largest.setdefault(key, run) if (key := _networks(run)) else None
+        if found is not None and _label_count(run) > _label_count(found):
+            largest[key] = run
+    bases = {}
+    for key, run in largest.items():
+        name = PRETRAIN if len(largest) == 1 else f"{PRETRAIN}-{key[:6]}"
+        own = [
+            Override(axis, value)
+            for axis, value in run.shown
+            if axis not in ("STRATEGIES", "NUM_LABELS")
+        ]
+        own += [
+            Override("STRATEGIES", repr((PRETRAIN,))),
+            Override("NUM_LABELS", str(run.config.data.num_labels)),
+            Override("MODEL_DIR", repr(str(directory / name))),
+            _shared(directory),
+        ]
+        resolved = _build(path, scale, [*overrides, *own], check_use=False)
+        # Its seed is the first run's, whatever seeds the others have.
+        shown = (("STRATEGIES", repr((PRETRAIN,))),)
+        bases[key] = PlannedRun(name, directory / name, resolved.text, resolved.config, shown)
+    return bases
+
+
+def _label_count(run: PlannedRun) -> float:
+    count = run.config.data.num_labels
+    return float("inf") if count == -1 else count
+
+
+def _start_from(pretrained: PlannedRun, base: RunConfig) -> list[Override]:
+    place = pretrained.directory
+    overrides = [Override("VOCABULARY", repr(str(place / "prepare/tokens/vocabulary.model")))]
+    for side in ("teacher", "student"):
+        source: ModelSource = getattr(base, side)
+        if not source.weights:
+            weights = f"native:{place}/pretrain-{side}"
+            overrides.append(Override(f"{side.upper()}_WEIGHTS", repr(weights)))
+    return overrides
+
+
+def differences(found: RunConfig, wanted: RunConfig) -> list[str]:
+    """Settings in which two runs differ, prices and places aside."""
+    plain = [
+        _flat("", to_dict(dataclasses.replace(c, cost=wanted.cost, model_dir="", shared_dir="")))
+        for c in (found, wanted)
+    ]
+    return [
+        f"{name}: {plain[0].get(name)} there, {plain[1].get(name)} now"
+        for name in sorted({*plain[0], *plain[1]})
+        if plain[0].get(name) != plain[1].get(name)
+    ]
+
+
+def _flat(prefix: str, plain: object) -> dict[str, object]:
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    flat: dict[str, object] = {}
+    for name, value in plain.items():
+        flat |= _flat(f"{prefix}.{name}" if prefix else name, value)
+    return flat
