@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dora_jax.launch.command_line import EXIT_ERROR, EXIT_INTERRUPTED
+from dora_jax.launch.command_line import EXIT_INTERRUPTED
 
 HEARTBEAT_SECONDS = 15  # JAX's own 100 would let the other hosts cost money for so long
 SHUTDOWN_SECONDS = 20  # a host that failed waits so long for the others to end with it
@@ -191,21 +191,21 @@ def supervise(program: Sequence[str]) -> int:
             status = worker.wait()
         last.join(timeout=5)
         names = names_file.read_text(encoding="utf-8").split("\n") if names_file.exists() else []
-    if status in (0, EXIT_ERROR, EXIT_INTERRUPTED):
+    if status >= 0:
         return status
     told = last.text()
     lost = lost_processes(told)
     if lost:
         sys.stderr.write(f"error: {_lost_text(lost, names)}\n")
         return EXIT_INTERRUPTED
-    if status < 0 and -status != signal.SIGABRT:
+    if -status != signal.SIGABRT:
         by = "after the second signal" if asked() > 1 else "by the system (memory?) or by hand"
         sys.stderr.write(
             f"error: the worker of host {socket.gethostname()} was ended by "
             f"{signal.Signals(-status).name}, {by}. The last checkpoint is whole; the same command "
             "on all hosts goes on from it.\n"
         )
-    return 128 - status if status < 0 else status
+    return 128 - status
 
 
 class _Tail(threading.Thread):

@@ -41,15 +41,28 @@ def _tell_unless_loop_closed(unraisable: Any) -> None:
 sys.unraisablehook = _tell_unless_loop_closed
 
 
+# Each device's piece of an array is written in chunks of so many bytes at most. Devices of another
+# mesh read every chunk that theirs overlaps; with chunks as large as pieces that is nearly all.
+_CHUNK_BYTES = 1 << 20
+
+
 class Checkpoints:
     """The numbered checkpoints of one training phase: a state and a small JSON record each."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         """Opens (and makes) the directory; the last `keep` checkpoints stay in it."""
+        directory = Path(directory).absolute()
+        # Many hosts wait for each other by name, and two managers may be saving at one time.
+        name = f"{directory.parent.name}-{directory.name}"
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=name
+            ),
         )
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(directory, options=options)
 
     def steps(self) -> list[int]:
         return list(self._manager.all_steps())
@@ -75,7 +88,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(state, save_args=_in_chunks(state)),
+                    record=ocp.args.JsonSave(record),
                 ),
             )
 
@@ -152,7 +166,12 @@ def restore_best(directory: Path, step: int, abstract_params: Any) -> Any:
 def write_tree(folder: Path, tree: Any) -> None:
     """Writes a tree of arrays in Orbax's own form, OCDBT; returns when it is on disk."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
-        checkpointer.save(Path(folder).absolute(), args=ocp.args.PyTreeSave(tree))
+        saved = ocp.args.PyTreeSave(tree, save_args=_in_chunks(tree))
+        checkpointer.save(Path(folder).absolute(), args=saved)
+
+
+def _in_chunks(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
 
 
 def abstract(state: Any) -> Any:

@@ -1,24 +1,31 @@
-"""Puts parameters into their shardings, one stored tensor at a time."""
+"""Puts parameters into their shardings, one stored tensor at a time.
+
+Of many hosts each reads a share of the tensors and sends them to the others, piece by piece: 64
+hosts read a checkpoint once together, not once each.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dora_jax.config import T5Config
 from dora_jax.model.t5 import Params, abstract_params
-from dora_jax.parallel import partitioning
+from dora_jax.parallel import hosts, partitioning
 from dora_jax.parallel.mesh import make_mesh
 
+_MESSAGE_BYTES = 64 << 20  # of a tensor on its way from the host that read it
 _STACK = ".layers."  # in the paths of all parameters that are stacks of layers
 
 
@@ -52,12 +59,14 @@ def fill(
 
     Args:
       config: the network.
-      mesh: where the parameters go; default one device.
+      mesh: where the parameters go, over all hosts; default one device of this host, which then
+        reads everything by itself.
       read: path → the layers of a stack in order, or the one array of any other parameter.
 
     Returns:
       The parameter tree, float32, sharded by the rule table.
     """
+    readers = _readers(config, 1 if mesh is None else hosts.count())
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
     boxed = abstract_params(config)
 
@@ -69,17 +78,55 @@ def fill(
 
         def one(keys: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
             path = dotted(keys)
+            arrays = _sent_to_all(read, path, leaf.shape, readers)
             if is_stack(path):
-                return _stack(read(path), leaf.shape, sharding, bar)
-            (array,) = read(path)
+                return _stack(arrays, leaf.shape, sharding, bar)
+            (array,) = arrays
             bar.update(array.size)
-            return _put(array, sharding)
+            return partitioning.place(array, sharding)
 
         return jax.tree_util.tree_map_with_path(one, nn.unbox(boxed), shardings)
 
 
-def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def _readers(config: T5Config, count: int) -> dict[str, int] | None:
+    """Which host reads which parameter, so that all read about as much; None: each reads all."""
+    if count == 1:
+        return None
+    shares, readers = [0] * count, {}
+    for path, shape in sorted(shapes(config).items(), key=lambda item: -math.prod(item[1])):
+        readers[path] = shares.index(min(shares))
+        shares[readers[path]] += math.prod(shape)
+    return readers
+
+
+def _sent_to_all(
+    read: Callable[[str], Iterable[np.ndarray]],
+    path: str,
+    shape: tuple[int, ...],
+    readers: dict[str, int] | None,
+) -> Iterator[np.ndarray]:
+    """The arrays of a parameter, on every host, of which one reads them."""
+    if readers is None:
+        yield from read(path)
+        return
+    is_reader = readers[path] == jax.process_index()
+    layers, layer_shape = (shape[0], shape[1:]) if is_stack(path) else (1, shape)
+    own = iter(read(path)) if is_reader else itertools.repeat(None)
+    for _ in range(layers):
+        yield _sent(next(own), layer_shape)
+
+
+def _sent(own: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """An array that one host has, float32, on all of them; it travels in rows of few bytes."""
+    rows = max(1, _MESSAGE_BYTES // (4 * math.prod(shape[1:])))
+    whole = np.empty(shape, np.float32)
+    for start in range(0, shape[0], rows):
+        part = whole[start : start + rows]
+        message = part if own is None else own[start : start + rows]
+        part[:] = multihost_utils.broadcast_one_to_all(
+            np.asarray(message, np.float32), is_source=own is not None
+        )
+    return whole
 
 
 def _stack(
@@ -89,7 +136,7 @@ def _stack(
     of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     stacked = jnp.zeros(shape, jnp.float32, device=sharding)
     for i, layer in enumerate(layers):
-        stacked = _set_layer(stacked, _put(layer, of_layer), i)
+        stacked = _set_layer(stacked, partitioning.place(layer, of_layer), i)
         # Dispatch runs ahead of the devices: without waiting, all layers would be in memory.
         stacked.block_until_ready()
         bar.update(layer.size)
