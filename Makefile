@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .ONESHELL:
 .SHELLFLAGS := -eu -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint wheel wheel-test engine-test clean
+.PHONY: help run test lint wheel wheel-test engine-test tpu-plans clean
 
 ARGS ?=
 # The version on which everything is tested comes first.
@@ -68,6 +68,11 @@ engine-test: wheel .venv-engine/.installed ## the engine where TensorFlow cannot
 	cd "$$scratch"
 	"$$python" check_engine.py run "$$scratch"
 
+# libtpu lies in a folder of its own: in .venv, JAX would look for a TPU at every start.
+tpu-plans: build/libtpu/.installed ## compiles the paper's run for TPU slices, without one; ARGS="--slice=v5e-64"
+	@PYTHONPATH=build/libtpu .venv/bin/python launch/tpu_plans.py --slice=all \
+	  --json=build/tpu_plans.json $(ARGS)
+
 clean: ## removes what was built; .venv and runs/ stay
 	@rm -rf build dist .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
@@ -108,6 +113,11 @@ clean: ## removes what was built; .venv and runs/ stay
 .venv/.test: .venv/.base
 	@echo "Installing what the tests need into .venv (once)"
 	.venv/bin/python $(PIP_INSTALL) -e '.[test]'
+	touch $@
+
+build/libtpu/.installed: .venv/.base constraints.txt
+	@echo "Installing libtpu into build/libtpu (once)"
+	.venv/bin/python $(PIP_INSTALL) --no-deps --upgrade --target build/libtpu libtpu
 	touch $@
 
 .venv-engine/.installed: .venv/.base requirements-engine.txt constraints.txt

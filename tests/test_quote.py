@@ -174,7 +174,9 @@ def test_decoding_reads_every_weight_and_every_key_once_a_position() -> None:
     cache = 4 * (5 + 7) * 2 * 2 * 8 * 2  # rows, positions, key and value, layers, width, bytes
     assert alone == Traffic(2 * weights * 4, 2 * weights + cache, 0)
     shared = position_traffic(SMALL, decoding, Layout(4, 4, 1))
-    assert shared == Traffic(2 * weights, 4 * weights + cache / 4, 2 * weights * 3 / 4)
+    # Results of 4 products of width 8, 3 of 8, 2 of 16, in 2 layers, and the logits; summed.
+    summed = 4 * (2 * (4 * 8 + 3 * 8 + 2 * 16) + 100) * 2
+    assert shared == Traffic(2 * weights, 2 * weights / 4 + cache / 4, 2 * summed * 3 / 4)
 
 
 def test_what_devices_send_in_an_update() -> None:

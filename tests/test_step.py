@@ -87,7 +87,12 @@ def start(
         donate_argnums=0,
         compiler_options=COMPILER_OPTIONS,
     )
-    return jax.device_put(state, shardings), train_step
+
+    def split_step(state: TrainState, batch: Seq2SeqBatch) -> tuple[TrainState, StepMetrics]:
+        with partitioning.split_over(mesh):
+            return train_step(state, batch)
+
+    return jax.device_put(state, shardings), split_step
 
 
 def two_updates(

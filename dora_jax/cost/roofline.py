@@ -134,7 +134,12 @@ def update_traffic(work: StageWork, layout: Layout) -> Traffic:
 
 
 def _update_links(network: T5Config, work: StageWork, layout: Layout, sharing: int) -> float:
-    """Bytes that a device sends: parameters gathered twice, gradients once, per update."""
+    """Bytes that a device sends in an update.
+
+    Three float32 trees where devices share them: weights gathered for each pass, gradients
+    summed to their shares. What is compiled for TPU gathers in bfloat16 and sums to all, which
+    comes to the same (docs/quote.md).
+    """
     held = PARAMETER_BYTES * parameter_count(network) / layout.tensor
     fsdp, copies = sharing // layout.tensor or 1, layout.devices // sharing
     gathered = 3 * held * (fsdp - 1) / fsdp
@@ -149,25 +154,29 @@ def position_traffic(network: T5Config, decoding: Decoding, layout: Layout) -> T
     """What decoding one more position of a batch asks of each device.
 
     Every weight of the decoder is read, and so are the keys and values of every position there
-    may be; where devices share the parameters, what is read is gathered first.
+    may be. Devices that share the parameters keep their share, multiply all rows by it and sum
+    the results: a position's activations are far fewer than the weights.
     """
-    parameters, size = decoder_parameters(network) / layout.tensor, value_bytes(network)
-    rows, fsdp = decoding.rows / layout.row_shards, layout.sharing(network) // layout.tensor or 1
+    parameters, size = decoder_parameters(network), value_bytes(network)
+    sharing = layout.sharing(network)
+    rows = decoding.rows * sharing / layout.devices  # of the devices that share one copy
     cached = (decoding.positions + decoding.source_length) * 2 * network.num_decoder_layers
-    cache = rows * cached * joined(network) * size / layout.tensor
+    cache = decoding.rows * cached * joined(network) * size / layout.devices
+    results = 4 * joined(network) + 3 * network.emb_dim
+    results += len(network.mlp_activations) * network.mlp_dim
+    summed = rows * size * (network.num_decoder_layers * results + network.vocab_size)
     return Traffic(
-        2 * parameters * rows,
-        parameters * size * (2 if fsdp > 1 else 1) + cache,
-        parameters * size * (fsdp - 1) / fsdp,
+        2 * parameters * rows / sharing,
+        parameters * size / sharing + cache,
+        2 * summed * (sharing - 1) / sharing,
     )
 
 
 def encoding_traffic(network: T5Config, decoding: Decoding, layout: Layout) -> Traffic:
-    """What encoding a batch asks of each device."""
+    """What encoding a batch asks of each device; shared parameters are gathered for it."""
     tokens = decoding.rows * decoding.source_length
     counts = TokenCounts(tokens, 0, tokens * decoding.source_length, 0, 0)
-    size, fsdp = value_bytes(network), layout.sharing(network) // layout.tensor or 1
-    parameters = parameter_count(network) / 2 / layout.tensor
-    links = PARAMETER_BYTES * parameters * (fsdp - 1) / fsdp
+    sharing = layout.sharing(network)
+    weights = value_bytes(network) * (parameter_count(network) - decoder_parameters(network))
     flops = forward_flops(network, counts) / layout.devices
-    return Traffic(flops, parameters * size, links)
+    return Traffic(flops, weights, weights * (sharing - 1) / sharing)

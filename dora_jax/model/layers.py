@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 from jax.ad_checkpoint import checkpoint_name
 
 from dora_jax import shapes
@@ -297,8 +298,17 @@ def _in_turns(layer: EncoderLayer | DecoderLayer, rows: int, arguments: Any) -> 
     return done.swapaxes(0, 1).reshape(rows, *done.shape[2:])
 
 
-def _block(layer: Any, *arguments: Any) -> jax.Array:
-    return layer.block(*arguments)
+def _block(layer: Any, x: jax.Array, *arguments: Any) -> jax.Array:
+    return by_rows(layer.block(by_rows(x), *arguments))
+
+
+def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
+    """Rows over the devices, `last` by its rule, the rest whole; where the caller set up a mesh.
+
+    Else XLA takes the split of the embedding's columns for that of all activations: then every
+    device works on all rows, and holds the logits of all of them.
+    """
+    return with_logical_constraint(x, (shapes.BATCH, *(x.ndim - 2) * (None,), last))
 
 
 class EncoderLayer(nn.Module):

@@ -28,6 +28,7 @@ from dora_jax.model.layers import (
     RelativePositionBias,
     RMSNorm,
     attention_bias,
+    by_rows,
     relative_position_buckets,
 )
 from dora_jax.model.products import matrix_product
@@ -161,7 +162,7 @@ class T5(nn.Module):
 
     def encode(self, tokens_BS: shapes.Array, segments_BS: shapes.Array) -> jax.Array:
         """Encoder states [B, S, E] in the activations' dtype."""
-        return self.encoder(self.token_embedder(tokens_BS), segments_BS)
+        return by_rows(self.encoder(by_rows(self.token_embedder(tokens_BS)), segments_BS))
 
     def decode(
         self,
@@ -171,19 +172,19 @@ class T5(nn.Module):
         segments_BT: shapes.Array,
     ) -> jax.Array:
         """Decoder states [B, T, E] after the final norm, before the output head."""
-        return self.decoder(
-            self.token_embedder(inputs_BT), encoded_BSE, encoder_segments_BS, segments_BT
-        )
+        embedded_BTE = by_rows(self.token_embedder(inputs_BT))
+        return by_rows(self.decoder(embedded_BTE, encoded_BSE, encoder_segments_BS, segments_BT))
 
     def logits(self, states_BTE: jax.Array) -> jax.Array:
         """float32 [B, T, V], never rounded to less: bfloat16 has steps of 0.125 beyond 16."""
         config = self.config
         if not config.logits_via_embedding:
-            return self.logits_dense(states_BTE)
+            return by_rows(self.logits_dense(states_BTE), shapes.VOCAB)
         # v1.0 scales its states down, because its embedding is initialised at width 1.
         flat_NE = (states_BTE * config.emb_dim**-0.5).reshape(-1, config.emb_dim)
         logits_NV = matrix_product(flat_NE, self.token_embedder.embedding.T, jnp.float32)
-        return logits_NV.reshape(*states_BTE.shape[:-1], config.vocab_size)
+        logits_BTV = logits_NV.reshape(*states_BTE.shape[:-1], config.vocab_size)
+        return by_rows(logits_BTV, shapes.VOCAB)
 
     def states(self, batch: Seq2SeqBatch) -> jax.Array:
         """Decoder states [B, T, E] of a packed or plain batch, before the output head."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -120,6 +121,13 @@ def place_rows(rows: Any, num_rows: int, mesh: Mesh) -> Any:
         ),
         rows,
     )
+
+
+@contextlib.contextmanager
+def split_over(mesh: Mesh) -> Iterator[None]:
+    """Inside, what the network says of its arrays' axes splits them over the mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+        yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
