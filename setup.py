@@ -19,7 +19,7 @@ setup(
     ],
     package_dir={**MAPPED, "dora_jax.gin_files": "gin"},
     package_data={
-        "dora_jax": ["data/sample/**/*.jsonl", "cost/*.json"],
+        "dora_jax": ["data/sample/**/*.jsonl", "cost/*.json", "report/page.*"],
         "dora_jax.gin_files": ["**/*.gin"],
     },
 )

@@ -25,10 +25,8 @@ from dora_jax.launch.plan_input import Chosen, Prices, choose, read_records
 from dora_jax.planning.arms import LABELS, arms_of
 from dora_jax.planning.curves import PowerLaw
 from dora_jax.planning.decision import (
-    DECIDED,
     REACH,
     TOLERANCE,
-    BreakEven,
     Fitted,
     Plan,
     break_evens,
@@ -38,6 +36,14 @@ from dora_jax.planning.decision import (
 )
 from dora_jax.planning.front import budget_grid, fitted_front, measured_points
 from dora_jax.planning.next_measurement import Measurement, measure_next
+from dora_jax.planning.words import (
+    break_even_text,
+    chance_text,
+    decided,
+    measurement_text,
+    region_text,
+    verdict,
+)
 from dora_jax.whole_files import write_json
 
 DESCRIPTION = """\
@@ -162,7 +168,7 @@ def plan_json(chosen: Chosen, fitted: Fitted, budget_usd: float) -> dict[str, An
             "sd": scatter.sd if scatter.freedom else None,
             "freedom": scatter.freedom,
         },
-        "decided": bool(best) and _decided(best),
+        "decided": decided(best),
         "plans": [dataclasses.asdict(plan) | {"usd": plan.usd} for plan in best],
         "near_optimal": {
             "points": TOLERANCE,
@@ -203,33 +209,6 @@ def _curve_json(fitted: Fitted, i: int) -> dict[str, Any]:
     return found
 
 
-def _decided(best: Sequence[Plan]) -> bool:
-    return best[0].chance >= DECIDED and best[0].measured != "points"
-
-
-def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
-    """The answer in two sentences."""
-    if not best:
-        return f"${budget_usd:,.2f} pays for none of the plans that were measured."
-    first, (low, high) = best[0], best[0].interval
-    text = (
-        f"For ${budget_usd:,.2f}: {first.arm}, {first.labels:,} labels, expected {metric} "
-        f"{first.value:.1f} ({low:.1f}–{high:.1f}) for ${first.usd:,.2f}."
-    )
-    if first.measured == "points":
-        return f"{text} Runs are too few for a curve: this is the best that was measured."
-    if first.measured == "beyond":
-        text += " That is beyond what was measured."
-    if len(best) == 1:
-        return f"{text} Nothing else was measured that the budget pays."
-    if _decided(best):
-        return f"{text} The chance that nothing else measured is better is {first.chance:.0%}."
-    return (
-        f"{text} Not decided: the chance that it is the best is {first.chance:.0%}; "
-        f"{best[1].arm} is expected at {best[1].value:.1f}."
-    )
-
-
 def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
     console = Console()
     if not console.is_terminal:
@@ -248,11 +227,10 @@ def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
         console.print(_plans_table(best, chosen.metric))
         say(f"Within {TOLERANCE:g} point of the best:")
         for region in near_optimal(fitted, budget_usd, market):
-            (low, high), (few, many) = region.usd, region.labels
-            say(f"  {region.arm}: ${low:,.2f} to ${high:,.2f}, {few:,} to {many:,} labels")
+            say(f"  {region_text(region)}")
         say("\nWhere the winner changes:")
         for found in break_evens(fitted, budget_usd, market):
-            say(f"  {_break_even_text(found)}")
+            say(f"  {break_even_text(found)}")
     wanted = measure_next(fitted, budget_usd, market)
     say("\nMeasure next:" if wanted else "\nNo further run is needed for this decision.")
     told = set[str]()
@@ -274,7 +252,7 @@ def _plans_table(best: Sequence[Plan], metric: str) -> Table:
             plan.arm,
             f"{plan.value:.1f}",
             f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
-            f"{plan.chance:.0%}",
+            chance_text(plan.chance),
             f"{plan.labels:,}",
             f"{plan.label_usd:,.2f}",
             f"{plan.work_usd:,.2f}",
@@ -282,33 +260,6 @@ def _plans_table(best: Sequence[Plan], metric: str) -> Table:
             plan.measured,
         )
     return table
-
-
-def _break_even_text(found: BreakEven) -> str:
-    form = {"label price": "${:,.3g} a label", "device price": "{:.3g} times today's"}
-    show = form.get(found.of, "{:.3g} students").format
-    if found.at is None:
-        low, high = (show(end) for end in found.searched)
-        return f"{found.of}: no change from {low} to {high} (chance of one: {found.chance:.0%})"
-    interval = ""
-    if found.interval is not None:
-        interval = f" ({show(found.interval[0])} to {show(found.interval[1])})"
-    return (
-        f"{found.of}: {found.winner} wins from {show(found.at)}{interval}; now {show(found.now)}; "
-        f"chance of a change: {found.chance:.0%}"
-    )
-
-
-def measurement_text(measurement: Measurement) -> str:
-    """A run worth making, in words."""
-    doubt = ""
-    if measurement.doubt is not None:
-        before, after = measurement.doubt
-        doubt = f" (standard deviation of the lead: {before:.2f} → {after:.2f} points)"
-    return (
-        f"{measurement.arm} with {measurement.labels:,} labels, about ${measurement.usd:,.2f}: "
-        f"{measurement.why}{doubt}"
-    )
 
 
 def run_command(chosen: Chosen, fitted: Fitted, measurement: Measurement) -> str:
