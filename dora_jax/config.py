@@ -344,3 +344,12 @@ class RunConfig:
             "distill.soft_loss.paper_compat: a run distils from cached labels, which say nothing "
             "about padding; the exact loss is train.step.make_online_loss_fn's.",
         )
+
+    def llm_trainings(self) -> dict[str, TrainConfig]:
+        """How the students of the run's strategies on a language model's labels are trained."""
+        of_all = {
+            "llm": dataclasses.replace(self.llm.train, gold_share=0.0),
+            "llm_human": dataclasses.replace(self.llm.train, gold_share=self.llm.human_share),
+            "llm_distill": dataclasses.replace(self.distill, gold_share=self.llm.gold_share),
+        }
+        return {name: train for name, train in of_all.items() if name in self.strategies}

@@ -82,10 +82,9 @@ class _Session:
             "shots": {"count": flags.shots, "nearest": flags.nearest, "seed": flags.seed},
             "instruction": prompting.task.instruction,
         }
-        examples = sorted(prompting.used) if flags.shots else []
         self._common = {
             "annotator": f"llm:{endpoint.model}",
-            "prompt": fingerprint([self._annotator, prompting.system(), examples]),
+            "prompt": fingerprint([self._annotator, prompting.fingerprint]),
         }
 
     def carry_out(self, files: LabelFiles, texts: Texts, estimated: Estimate) -> int:

@@ -26,11 +26,13 @@ class ChatServer:
             nothing more. A function may choose them by the text.
         tells_usage: whether replies say how many tokens they took.
         takes_schema: whether a response_format is accepted.
+        retry_after: seconds that status 429 asks to wait.
 
     Attributes:
         prompt_tokens, completion_tokens: of all replies that left the server whole.
         asked: how often each text was answered.
         requests: bodies of all requests, in the order of arrival.
+        arrivals: when they came, seconds of a steady clock.
     """
 
     def __init__(
@@ -40,12 +42,15 @@ class ChatServer:
         *,
         tells_usage: bool = True,
         takes_schema: bool = True,
+        retry_after: float = 0.02,
     ) -> None:
         self.answer, self.faults = answer, faults
         self.tells_usage, self.takes_schema = tells_usage, takes_schema
+        self.retry_after = retry_after
         self.prompt_tokens = self.completion_tokens = 0
         self.asked: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
+        self.arrivals: list[float] = []
         self.lock = threading.Lock()
         self._seen: Counter[str] = Counter()
         server = self
@@ -84,6 +89,7 @@ class ChatServer:
         conversation = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
         with self.lock:
             self.requests.append(body)
+            self.arrivals.append(time.monotonic())
             place = self._seen[conversation]
             self._seen[conversation] += 1
         if http.headers["Authorization"] != f"Bearer {KEY}":
@@ -95,7 +101,7 @@ class ChatServer:
             return _send_error(http, 400, "unsupported", "response_format is not supported")
         faults = self.faults(text)
         if place < len(faults):
-            return _fail(http, faults[place])
+            return _fail(http, faults[place], self.retry_after)
         return self._complete(http, body, text)
 
     def _complete(self, http: BaseHTTPRequestHandler, body: dict[str, Any], text: str) -> None:
@@ -120,10 +126,10 @@ class ChatServer:
         return _send(http, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
 
 
-def _fail(http: BaseHTTPRequestHandler, fault: str) -> None:
+def _fail(http: BaseHTTPRequestHandler, fault: str, retry_after: float) -> None:
     if fault.isdigit():
         # A careless server says the key back.
-        waits = {"Retry-After": "0.02"} if fault == "429" else {}
+        waits = {"Retry-After": str(retry_after)} if fault == "429" else {}
         _send_error(http, int(fault), "fault", f"no luck with Bearer {KEY}", waits)
     elif fault == "timeout":
         time.sleep(0.6)
@@ -135,7 +141,9 @@ def _fail(http: BaseHTTPRequestHandler, fault: str) -> None:
     elif fault == "malformed":
         _send(http, b'{"choices": [{"message": {"content": "x"')
     elif fault == "huge":
-        _send(http, b'"' + b"x" * 20_000_000 + b'"')
+        message = {"role": "assistant", "content": "x" * 20_000_000}
+        choice = {"message": message, "finish_reason": "stop"}
+        _send(http, json.dumps({"choices": [choice]}).encode())
     else:
         raise AssertionError(fault)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -168,6 +169,27 @@ def test_kill_9_in_the_middle_asks_nothing_again_that_was_answered(tmp_path: Pat
     # Only what was under way at the kill could be asked twice: its answer never arrived.
     assert sum(server.asked.values()) <= 120 + 4
     assert receipt_of(tmp_path)["spent"]["calls"] == 120
+
+
+def test_ctrl_c_lets_calls_end_and_keeps_all(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answered, handler = itertools.count(1), signal.getsignal(signal.SIGINT)
+
+    def interrupting(text: str, messages: list[dict[str, str]]) -> str:
+        if next(answered) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return verdict(text, messages)
+
+    with ChatServer(interrupting) as server:
+        given = flags_of(server, tmp_path, 40, "--concurrency=2")
+        assert annotate.main(given) == 75
+        rows, _ = read_appended(tmp_path / "labels.jsonl")
+        assert 6 <= len(rows) == len(server.requests) < 12  # every answer became a label
+        assert annotate.main(given) == 0
+    assert "The same command goes on" in capfd.readouterr().out
+    assert sum(server.asked.values()) == 40
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize(

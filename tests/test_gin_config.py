@@ -182,7 +182,7 @@ ERRORS = {
     "TEMPERATURE='x'": "expected a number",
     "VOCABULARY=3": "expected a text in quotes",
     "STRATEGIES='distill'": r"expected a tuple such as \(.*--gin.STRATEGIES=",
-    "STRATEGIES=('distil',)": "'distil' is not known; choose one of 'annotate', 'distill'",
+    "STRATEGIES=('distil',)": "'distil' is not known; choose one of .*'annotate', 'distill'",
     "TASK_FEATURE_LENGTHS={'inputs': 3}": '"targets": 128',
     "SCALE='paper'": "--scale=",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -145,6 +146,31 @@ def test_a_passing_fault_costs_a_second_call_and_nothing_else(
     lost = fault in ("timeout", "dropped", "malformed", "huge")  # the server may have billed them
     assert found.spent.lost_calls == lost
     assert (found.spent.lost_usd_at_most > 0) == lost
+
+
+def test_all_calls_wait_as_long_as_the_server_asks(tmp_path: Path) -> None:
+    sources = claims(4)
+    patience = Patience(1, 0.0, 3, 0.0001, 1.0)
+    fails = {sources[1]: ("429",)}
+    with ChatServer(verdict, lambda text: fails.get(text, ()), retry_after=0.15) as server:
+        label(server, tmp_path, sources, patience=patience)
+    waits = [late - early for early, late in itertools.pairwise(server.arrivals)]
+    assert len(waits) == 4
+    assert waits[1] > 0.15
+
+
+def test_a_server_that_asks_for_too_long_a_wait_is_left(tmp_path: Path) -> None:
+    with ChatServer(verdict, lambda text: ("429",) * 9, retry_after=7200) as server:
+        patience = Patience(1, 0.0, 5, 0.0001, 1.0)
+        found = label(server, tmp_path, claims(9), patience=patience)
+    assert found.ended == Ended(9, "the server asks to wait 7,200 s")
+    assert len(server.requests) == 1
+
+
+def test_the_pace_is_kept(tmp_path: Path) -> None:
+    with ChatServer(verdict) as server:
+        label(server, tmp_path, claims(8), patience=Patience(8, 3000.0, 3, 0.001, 1.0))
+    assert server.arrivals[-1] - server.arrivals[0] > 0.9 * 7 * 0.02
 
 
 BAD_ANSWERS = {

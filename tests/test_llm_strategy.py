@@ -22,6 +22,7 @@ from dora_jax.run_records import RunRecord, read_runs
 from dora_jax.shapes import EOS_ID
 from dora_jax.stages.llm_labels import llm_labels, with_human
 from dora_jax.stages.prepare import prepare
+from dora_jax.stages.uncertainty import uncertainty_of
 
 pytestmark = pytest.mark.usefixtures("compiled_cheaply", "one_device")
 PRICES = TokenPrices(
@@ -214,6 +215,19 @@ def test_settings_that_cannot_go_together_are_refused(tmp_path: Path) -> None:
         tiny_config(tmp_path, strategies=("llm_distill",), llm=LlmConfig(labels="x"))
     with pytest.raises(ValueError, match="human_share"):
         LlmConfig(human_share=1.0)
+
+
+@pytest.mark.slow
+def test_a_models_uncertainty_does_not_depend_on_the_batch(finished: Finished) -> None:
+    """The mean surprise at its own answers: above 0, and a matter of the text alone."""
+    prompts = [f"wlp: {text}" for text in sentences("test", 5)[0]]
+    stage = str(finished.directory / "llm")
+    together, alone = (uncertainty_of(stage, prompts, size) for size in (4, 1))
+    backwards = uncertainty_of(stage, prompts[::-1], 4)[::-1]
+    assert all(value > 0 for value in together)
+    assert len(set(together)) > 1
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert together == pytest.approx(backwards, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -62,15 +62,15 @@ class AnswerCache:
     """Answers of all runs on this machine, in one SQLite file. "" for the path keeps nothing."""
 
     def __init__(self, path: str) -> None:
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
+            if path:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=60)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)"
             )
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"--cache={path} cannot be used: {error}. Name another file, or none: --cache="
             ) from error

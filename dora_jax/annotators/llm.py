@@ -292,9 +292,7 @@ class Annotator:
                     try:
                         reply = await self._client.ask(messages, parameters)
                     except TryAgain as error:
-                        self._not_before = max(
-                            self._not_before, time.monotonic() + error.after_seconds
-                        )
+                        self._mind_wish(error.after_seconds)
                         if error.maybe_billed:
                             self._calls.lost(key, str(error), bound_usd)
                         raise
@@ -309,15 +307,16 @@ class Annotator:
                 return answer
         raise AssertionError("the last attempt raises")
 
+    def _mind_wish(self, seconds: float) -> None:
+        """Has all calls wait as long as the server asks, or none begin where that is too long."""
+        if seconds > self._patience.longest_wait_seconds:
+            self._why_stopped = f"the server asks to wait {seconds:,.0f} s"
+        else:
+            self._not_before = max(self._not_before, time.monotonic() + seconds)
+
     def _gives_up(self, state: Any) -> bool:
-        error = state.outcome.exception()
-        asks_for_too_much = error.after_seconds > self._patience.longest_wait_seconds
-        return (
-            asks_for_too_much
-            or self._stopped()
-            or bool(self._why_stopped)
-            or state.attempt_number >= self._patience.attempts
-        )
+        last = state.attempt_number >= self._patience.attempts
+        return last or self._stopped() or bool(self._why_stopped)
 
     async def _turn(self) -> None:
         """Waits until the server may be called: its own wishes and the user's pace."""

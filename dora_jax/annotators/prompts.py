@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dora_jax.annotators.answers import LabelledTask, answer_schema, write_answer
 from dora_jax.annotators.similarity import Nearest
+from dora_jax.fingerprints import fingerprint
 
 Message = dict[str, str]
 # What a chat format adds to a message beyond its text: marks of role, beginning and end.
@@ -32,6 +33,10 @@ class Prompting:
         seed: of the draw.
         nearest: show the examples most like the text, the most similar last, instead of the
             same drawn ones in every prompt.
+
+    Attributes:
+        fingerprint: of all that decides a prompt beside the text.
+        used: the examples that some prompt has shown: labels that somebody paid for.
     """
 
     def __init__(
@@ -46,10 +51,12 @@ class Prompting:
         self.task = task
         self._shots = shots
         # One more than is shown: an example whose text is asked about must not answer itself.
-        drawn = sorted(set(labelled), key=lambda shot: _drawn(seed, shot.source))
+        drawn = sorted(set(labelled), key=lambda shot: (_drawn(seed, shot.source), shot))
         self._labelled = drawn if nearest else drawn[: shots + 1]
+        shown = self._labelled if shots else []
+        self.fingerprint = fingerprint([self.system(), shots, nearest, shown])
         self._nearest = Nearest([shot.source for shot in drawn]) if nearest and drawn else None
-        self.used: set[Shot] = set()  # all that any prompt has shown: labels somebody paid for
+        self.used: set[Shot] = set()
 
     def messages(self, source: str) -> list[Message]:
         """The conversation that asks for the label of `source`."""

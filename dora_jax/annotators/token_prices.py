@@ -111,7 +111,7 @@ def enter(ledger: Ledger, facts: RunFacts, model: str, spent: Spent, prices: Tok
         ("output", spent.completion_tokens, prices.output),
     )
     for side, tokens, price in sides:
-        entered = [row for row in rows if row.row_id.startswith(f"{STAGE}-{model}-{side}-")]
+        entered = [row for row in rows if row.unit == price.unit]
         new_tokens = tokens - sum(row.tokens for row in entered)
         new_calls = spent.calls - sum(row.examples for row in entered)
         if new_tokens:

@@ -123,12 +123,28 @@ def stages_memory(config: RunConfig) -> list[StageMemory]:
     stages = start("student", config.student)
     if "annotate" in config.strategies:
         stages.append(training("annotate", config.student.network, config.annotate))
-    if "distill" in config.strategies:
+    stages += [
+        training(name, config.student.network, train) for name, train in llm_students(config)
+    ]
+    if {"distill", "pretrain"} & set(config.strategies):
         stages += start("teacher", config.teacher)
+    if "distill" in config.strategies:
         stages.append(training("teach", config.teacher.network, config.teach))
         stages.append(labelling_memory(config))
         stages.append(training("distill", config.student.network, config.distill))
+    for name, train in config.llm_trainings().items():
+        stages.append(training(name, config.student.network, train))
     return stages
+
+
+def llm_students(config: RunConfig) -> list[tuple[str, TrainConfig]]:
+    """The stages that train a student on a language model's labels, and their settings."""
+    trained = {
+        "llm": config.llm.train,
+        "llm_human": config.llm.train,
+        "llm_distill": config.distill,
+    }
+    return [(name, train) for name, train in trained.items() if name in config.strategies]
 
 
 def largest_stage(config: RunConfig) -> StageMemory:

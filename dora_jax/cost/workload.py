@@ -18,6 +18,7 @@ from dora_jax.config import (
 )
 from dora_jax.cost import calibrations
 from dora_jax.cost.flops import TokenCounts
+from dora_jax.cost.memory import llm_students
 
 _LENGTH_MULTIPLE = 16  # of packed rows, as data.loader.balanced_row_lengths makes them
 _EVALUATION_WIDTHS = 5  # as data.loader.EVALUATION_WIDTHS
@@ -104,13 +105,20 @@ def stages_work(config: RunConfig, facts: DataFacts, row_shards: int) -> list[St
     if "annotate" in config.strategies:
         stages.append(plan.training("annotate", student, config.annotate))
         stages.append(plan.evaluation("annotate", student.network))
-    if "distill" in config.strategies:
+    for name, train in llm_students(config):
+        stages.append(plan.training(name, student, train))
+        stages.append(plan.evaluation(name, student.network))
+    if {"distill", "pretrain"} & set(config.strategies):
         stages += plan.start("teacher", teacher)
+    if "distill" in config.strategies:
         stages.append(plan.training("teach", teacher, config.teach))
         stages.append(plan.evaluation("teacher", teacher.network))
         stages.append(plan.labelling())
         stages.append(plan.training("distill", student, config.distill))
         stages.append(plan.evaluation("distill", student.network))
+    for name, train in config.llm_trainings().items():
+        stages.append(plan.training(name, student, train))
+        stages.append(plan.evaluation(name, student.network))
     return stages
 
 
