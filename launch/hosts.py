@@ -193,6 +193,8 @@ def supervise(program: Sequence[str]) -> int:
         names = names_file.read_text(encoding="utf-8").split("\n") if names_file.exists() else []
     if status >= 0:
         return status
+    if -status == STOP_SIGNAL and asked():  # it came before the worker could take it: nothing began
+        return EXIT_INTERRUPTED
     told = last.text()
     lost = lost_processes(told)
     if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -176,6 +177,18 @@ def test_elsewhere_the_installed_program_runs(capsys: pytest.CaptureFixture[str]
     out = dry_run(capsys, "--cluster=skypilot", "--spot")
     assert "  dora-jax run --gin_file=gin/wlp_distill.gin --gin.SEED=3\n" in out
     assert "use_spot: true" in out
+
+
+def test_a_worker_of_a_sweep_is_one_host() -> None:
+    parser = argparse.ArgumentParser()
+    submit.add_flags(parser)
+    parser.set_defaults(gin_file="my.gin")
+    program, sweep = ["python", "launch/sweep.py"], ["--gin_file=my.gin", "--worker={index}"]
+    job = submit.job_of(parser.parse_args(["--cluster=slurm"]), program, sweep, array_size=4)
+    assert "#SBATCH --array=0-3\n" in slurm.render(job)
+    flags = parser.parse_args(["--cluster=slurm", "--hosts=2"])
+    with pytest.raises(ValueError, match="--hosts=2: each worker of a sweep is one host"):
+        submit.job_of(flags, program, sweep, array_size=4)
 
 
 @pytest.mark.parametrize(

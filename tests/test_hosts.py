@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from host_runs import free_port
 from jax.sharding import Mesh
 
 from dora_jax.data import loader, packing
@@ -55,6 +58,42 @@ def test_a_stop_elsewhere_stops_here() -> None:
     own.ask("SIGTERM")
     with pytest.raises(Interrupted, match="SIGTERM"):
         own.check()
+
+
+# --- Two processes agree
+
+
+@pytest.mark.multihost
+def test_two_processes_agree_on_everything(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+    worker = [sys.executable, str(Path(__file__).with_name("agreeing_worker.py"))]
+    address = f"127.0.0.1:{free_port()}"
+    processes = [subprocess.Popen([*worker, address, str(i), str(tmp_path)]) for i in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"told-{i}.json").read_text()) for i in range(2))
+    assert (first.pop("first"), second.pop("first")) == (True, False)
+    [kind, here, _], [_, there, _] = first.pop("not shared"), second.pop("not shared")
+    assert kind == "ValueError"
+    assert "is not the same folder on all 2 hosts; here it is that of the first one" in here
+    assert "here it is not that of the first one" in there
+    assert first == second
+    assert first == {
+        "count": 2,
+        "of the first": {"who": 0, "text": "µ" * 5000},
+        "no value": None,
+        "value error": ["ValueError", "of 0", None],
+        "full disk": ["OSError", "[Errno 28] of 0: 'a file'", errno.ENOSPC],
+        "one of them": True,
+        "none of them": False,
+        "poll": [False, False, True, False],
+        "fetched": [[0, 1], [2, 3], [4, 5], [6, 7]],
+        "begun": None,
+        "finished": {"who": 0},
+        "found": {"who": 0},
+        "other settings": "ValueError",
+        "shared": [],
+    }
 
 
 # --- Which rows are a host's
@@ -233,6 +272,15 @@ time.sleep(60)
 
 def test_a_signal_to_the_parent_asks_the_worker_to_save(tmp_path: Path) -> None:
     process = supervise(tmp_path, WAITING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "")
+
+
+def test_a_signal_before_the_worker_takes_it_loses_nothing(tmp_path: Path) -> None:
+    process = supervise(tmp_path, 'import time; print("ready", flush=True); time.sleep(60)')
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)

@@ -50,18 +50,25 @@ def from_first(decide: Callable[[], Value]) -> Value:
     if is_first():
         try:
             message["value"] = decide()
-        except (ValueError, OSError) as raised:
-            error = raised
-            kind = "value" if isinstance(raised, ValueError) else "system"
-            message[f"{kind} error"] = [getattr(raised, "errno", None), str(raised)]
+        except ValueError as raised:
+            error, message["value error"] = raised, str(raised)
+        except OSError as raised:
+            error, message["system error"] = raised, _parts(raised)
     received = json.loads(_broadcast(json.dumps(message).encode()))
     if error is not None:
         raise error
     if "value error" in received:
-        raise ValueError(received["value error"][1])
+        raise ValueError(received["value error"])
     if "system error" in received:
         raise OSError(*received["system error"])
     return received["value"]
+
+
+def _parts(error: OSError) -> list[Any]:
+    """What an equal error is made of."""
+    if error.errno is None:
+        return [str(error)]
+    return [error.errno, error.strerror, error.filename and str(error.filename)]
 
 
 def on_first(act: Callable[[], object]) -> None:

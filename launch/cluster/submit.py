@@ -90,6 +90,11 @@ def job_of(
                 f"{' and '.join(known)}. Leave it out; what else the scheduler knows can be "
                 "written into the job that --dry_run prints."
             )
+    if array_size and flags.hosts > 1:
+        raise ValueError(
+            f"--hosts={flags.hosts}: each worker of a sweep is one host. Leave it out, and set "
+            "--workers to as many as there are."
+        )
     if flags.cluster != "slurm":
         program = ("dora-jax", Path(program[-1]).stem)  # of run.py, or of `dora-jax run`
     return Job(
