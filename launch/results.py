@@ -12,6 +12,7 @@ from rich.table import Table
 from dora_jax.config import RunConfig
 from dora_jax.cost.ledger import LedgerRow
 from dora_jax.cost.prices import NOT_PRICED
+from dora_jax.launch.quote_audit import audit, audit_of
 from dora_jax.strategies import Result
 
 NAMES = {
@@ -52,7 +53,16 @@ def print_results(
         )
     if any(row.price_source == NOT_PRICED for row in rows):
         console.print(f"Compute is {NOT_PRICED}.", highlight=False)
+    console.print(_audit(config, rows, directory), highlight=False, soft_wrap=True)
     console.print(f"Run directory: {directory}", highlight=False, soft_wrap=True)
+
+
+def _audit(config: RunConfig, rows: Sequence[LedgerRow], directory: Path) -> str:
+    """The run's quote beside its bill; a device that no table knows has no quote."""
+    try:
+        return audit(audit_of(config, rows, directory))
+    except ValueError as error:
+        return f"No quote beside the bill: {error}"
 
 
 def results_table(results: Sequence[Result], config: RunConfig) -> Table:

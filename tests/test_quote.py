@@ -107,6 +107,26 @@ def test_a_step_has_the_arithmetic_of_its_tokens() -> None:
     assert stages["teach"].steps == 625
 
 
+def with_strategies(scale: str, *strategies: str) -> RunConfig:
+    config = config_at(scale)
+    llm = dataclasses.replace(config.llm, labels="labels.jsonl")
+    return dataclasses.replace(config, strategies=strategies, llm=llm)
+
+
+def test_every_strategy_has_its_stages() -> None:
+    def stages(*strategies: str) -> set[str]:
+        config = with_strategies("rehearsal", *strategies)
+        return {stage.stage for stage in quoted("cpu", config).stages} - {"launch", "prepare"}
+
+    pretrained = {"pretrain-student", "pretrain-teacher"}
+    assert stages("pretrain") == pretrained
+    assert stages("llm") == {"pretrain-student", "llm", "evaluate-llm"}
+    both = stages("distill", "llm_human", "llm_distill")
+    assert both >= pretrained | {"llm_human", "llm_distill", "evaluate-llm_distill", "label"}
+    config = with_strategies("paper", "llm")
+    assert "answers of the language model" in quoted("h200:1", config).not_counted
+
+
 def test_more_work_costs_more() -> None:
     paper = config_at("paper")
     longer = dataclasses.replace(paper.distill, train_steps=2 * paper.distill.train_steps)

@@ -14,7 +14,7 @@ from dora_jax.config import RunConfig
 from dora_jax.cost import calibrations, hardware
 from dora_jax.cost.flops import parameter_count, training_flops
 from dora_jax.cost.interruptions import expected_hours
-from dora_jax.cost.memory import SLOT_BYTES, Layout, StageMemory, stages_memory
+from dora_jax.cost.memory import SLOT_BYTES, Layout, StageMemory, llm_students, stages_memory
 from dora_jax.cost.prices import Price, PriceBook, device_item, user_price
 from dora_jax.cost.roofline import (
     Rates,
@@ -129,7 +129,7 @@ def quote_run(
         dollars_per_1000_labelled=label and 1000 * label.dollars / max(facts.unlabeled, 1),
         efficiency=quoter.rates.efficiency,
         efficiency_source=quoter.rates.efficiency_source,
-        not_counted=NOT_COUNTED if config.cost.uncounted_hours < 0 else NOT_COUNTED[3:],
+        not_counted=_not_counted(config),
     )
 
 
@@ -198,6 +198,12 @@ class _Quoter(NamedTuple):
         moved = work.checkpoints * saved * parameters + work.loads_weights * 4 * parameters
         disk = moved / self.seconds["bytes_per_second_of_disk"]
         return self.seconds["stage"] + work.programs * self.seconds["program"] + disk
+
+
+def _not_counted(config: RunConfig) -> tuple[str, ...]:
+    given = config.cost.uncounted_hours >= 0  # of boot, image and download
+    asked = ("answers of the language model",) if llm_students(config) else ()
+    return (NOT_COUNTED[3:] if given else NOT_COUNTED) + asked
 
 
 def _price(config: RunConfig, item: str, spot: bool, book: PriceBook | None) -> Price:
