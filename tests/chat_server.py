@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 KEY = "sk-test-0123456789abcdef"
@@ -27,6 +29,8 @@ class ChatServer:
         tells_usage: whether replies say how many tokens they took.
         takes_schema: whether a response_format is accepted.
         retry_after: seconds that status 429 asks to wait.
+        certificate: files of a certificate and its key; the server then speaks TLS.
+        moved_to: where status 307 sends on to.
 
     Attributes:
         prompt_tokens, completion_tokens: of all replies that left the server whole.
@@ -43,10 +47,12 @@ class ChatServer:
         tells_usage: bool = True,
         takes_schema: bool = True,
         retry_after: float = 0.02,
+        certificate: tuple[Path, Path] | None = None,
+        moved_to: str = "",
     ) -> None:
         self.answer, self.faults = answer, faults
         self.tells_usage, self.takes_schema = tells_usage, takes_schema
-        self.retry_after = retry_after
+        self.retry_after, self.moved_to = retry_after, moved_to
         self.prompt_tokens = self.completion_tokens = 0
         self.asked: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
@@ -72,7 +78,12 @@ class ChatServer:
                 pass  # a client that went away
 
         self._http = Quiet(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        scheme = "http" if certificate is None else "https"
+        self.base_url = f"{scheme}://127.0.0.1:{self._http.server_port}/v1"
 
     def __enter__(self) -> ChatServer:
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
@@ -101,8 +112,15 @@ class ChatServer:
             return _send_error(http, 400, "unsupported", "response_format is not supported")
         faults = self.faults(text)
         if place < len(faults):
-            return _fail(http, faults[place], self.retry_after)
+            return self._fail(http, faults[place])
         return self._complete(http, body, text)
+
+    def _fail(self, http: BaseHTTPRequestHandler, fault: str) -> None:
+        headers = {
+            "429": {"Retry-After": str(self.retry_after)},
+            "307": {"Location": self.moved_to},
+        }
+        _fail(http, fault, headers.get(fault, {}))
 
     def _complete(self, http: BaseHTTPRequestHandler, body: dict[str, Any], text: str) -> None:
         content = self.answer(text, body["messages"])
@@ -126,11 +144,10 @@ class ChatServer:
         return _send(http, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
 
 
-def _fail(http: BaseHTTPRequestHandler, fault: str, retry_after: float) -> None:
+def _fail(http: BaseHTTPRequestHandler, fault: str, headers: dict[str, str]) -> None:
     if fault.isdigit():
         # A careless server says the key back.
-        waits = {"Retry-After": str(retry_after)} if fault == "429" else {}
-        _send_error(http, int(fault), "fault", f"no luck with Bearer {KEY}", waits)
+        _send_error(http, int(fault), "fault", f"no luck with Bearer {KEY}", headers)
     elif fault == "timeout":
         time.sleep(0.6)
         http.close_connection = True
@@ -140,6 +157,10 @@ def _fail(http: BaseHTTPRequestHandler, fault: str, retry_after: float) -> None:
         http.close_connection = True
     elif fault == "malformed":
         _send(http, b'{"choices": [{"message": {"content": "x"')
+    elif fault == "cut":  # a stream whose end is missing, in a body that is whole
+        _send(http, b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n', "text/event-stream")
+    elif fault == "error event":
+        _send(http, b'data: {"error": {"message": "overloaded"}}\n\n', "text/event-stream")
     elif fault == "huge":
         message = {"role": "assistant", "content": "x" * 20_000_000}
         choice = {"message": message, "finish_reason": "stop"}

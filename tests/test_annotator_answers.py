@@ -118,11 +118,18 @@ def test_the_text_is_data_and_cannot_leave_its_place() -> None:
 
 
 def test_nearest_examples_come_by_shared_runs_of_characters() -> None:
-    texts = ["Add buffer to the tube.", "Sean Penn is an actor.", "Add the buffer to a tube!"]
+    # "Add" lies within the question, and is for all that the less like it.
+    texts = [
+        "Add",
+        "Sean Penn is an actor.",
+        "Add the buffer to a tube!",
+        "Add buffer to the tube.",
+    ]
     order = Nearest(texts).order("Add buffer to a tube.")
     wanted = ngrams("Add buffer to a tube.")
     jaccard = [len(wanted & ngrams(t)) / len(wanted | ngrams(t)) for t in texts]
-    assert order == sorted(range(3), key=lambda i: -jaccard[i])
+    assert order == sorted(range(4), key=lambda i: -jaccard[i])
+    assert order[2] == 0
     shots = [Shot(text, "SUPPORTS") for text in texts]
     messages = Prompting(FEVER, shots, shots=2, nearest=True).messages("Add buffer to a tube.")
     shown = [json.loads(m["content"])["text"] for m in messages if m["role"] == "user"]

@@ -102,7 +102,6 @@ class Calls:
             self._count(row)
             if "text" in row:
                 self._answers[row["key"]] = _answer(row)
-                self._cache.put(row["key"], self._answers[row["key"]])
 
     def find(self, key: str) -> Answer | None:
         """The answer to this very question, if it was ever given."""

@@ -174,7 +174,7 @@ class ChatClient:
             if isinstance(cause, TryAgain):
                 raise cause from None
             unsent = isinstance(cause, self._httpx2.ConnectError)
-            what = f"no connection ({type(cause).__name__})"
+            what = f"no connection ({type(cause).__name__}: {_on_one_line(str(cause))})"
             raise TryAgain(what, maybe_billed=not unsent) from None
         except self._httpx2.HTTPError as error:
             what = f"the answer broke off ({type(error).__name__})"
@@ -227,7 +227,11 @@ class ChatClient:
         if isinstance(body, dict):
             body = " ".join(str(body[name]) for name in ("code", "message") if body.get(name))
         text = self.endpoint.without_key(str(body or "no words"))
-        return "".join(c if c.isprintable() else " " for c in text)[:_SHOWN]
+        return _on_one_line(text)
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)[:_SHOWN]
 
 
 def _limited(httpx2: Any, stream: Any, most_bytes: int) -> Any:
