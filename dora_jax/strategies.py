@@ -1,4 +1,4 @@
-"""annotate and distill: which stages a strategy is made of, and what it came to.
+"""annotate, distill, llm: which stages a strategy is made of, and what it came to.
 
 A run carries out one or both on the same data, so that they share what can be shared and
 their dollars compare. Each strategy is billed for all the stages it needs, shared ones too.
@@ -48,7 +48,8 @@ def run(context: RunContext) -> list[Result]:
     Where the budget is reached, `context.stopped_by` says so, and what is scored is returned.
     """
     try:
-        _carry_out(context)
+        if not context.stopped_by:  # else an earlier start has spent the same budget
+            _carry_out(context)
     except BudgetReached as reached:
         context.stopped_by = str(reached)
     return results(context)
@@ -57,10 +58,10 @@ def run(context: RunContext) -> list[Result]:
 def _carry_out(context: RunContext) -> None:
     wanted = context.config.strategies
     store = prepare(context)
+    # First of all: a file that is missing would make useless what else is paid.
+    from_llm = llm_labels(context, store) if {*wanted} & {*LLM_STRATEGIES} else None
     if not {*wanted} <= {PRETRAIN, "llm"}:  # llm pays for the human labels that it shows
         context.buy_labels(len(store.examples("train")))
-    # Read before anything is paid that a missing file would make useless.
-    from_llm = llm_labels(context, store) if {*wanted} & {*LLM_STRATEGIES} else None
     student = _start(context, store, context.config.student, "student")
     if PRETRAIN in wanted:
         _start(context, store, context.config.teacher, "teacher")
@@ -84,10 +85,8 @@ def _carry_out(context: RunContext) -> None:
 
 def _llm(context: RunContext, store: TokenStore, student: weights.Start, labels: LabelSet) -> None:
     """The student on a language model's labels, alone and beside the human ones."""
-    config = context.config.llm
-    for name, human_share in (("llm", 0.0), ("llm_human", config.human_share)):
-        if name in context.config.strategies:
-            train = dataclasses.replace(config.train, gold_share=human_share)
+    for name, train in context.config.llm_trainings().items():
+        if name != "llm_distill":
             model = finetune(context, store, name, name, student, train, labels)
             _score(context, store, model, name, name)
 
@@ -100,10 +99,9 @@ def _llm_distill(
     labels: LabelSet,
 ) -> None:
     """The student on the teacher's soft labels, with a share of human and llm ones."""
-    name, share = "llm_distill", context.config.llm.gold_share
-    train = dataclasses.replace(context.config.distill, gold_share=share)
-    gold = with_human(store, labels)
-    model = distill(context, store, student, soft, train, name, gold)
+    name = "llm_distill"
+    train = context.config.llm_trainings()[name]
+    model = distill(context, store, student, soft, train, name, with_human(store, labels))
     _score(context, store, model, name, name)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from dora_jax.config import RunConfig
-from dora_jax.cost.affordable import fitting, refusal
+from dora_jax.cost.affordable import Unaffordable, fitting, refusal
 from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import quote_run
 from dora_jax.launch.quote_facts import data_facts
@@ -15,7 +15,8 @@ from dora_jax.launch.quote_facts import data_facts
 def require_affordable(config: RunConfig, device_kind: str, devices: int) -> None:
     """Compares the quote of a run that has not begun with its budget.
 
-    A run that has begun is not asked again: its cap ends it in time.
+    A run that has begun is not asked again, nor one that shares stages, which may be paid
+    already: the cap ends them in time.
 
     Args:
       config: the run.
@@ -23,10 +24,14 @@ def require_affordable(config: RunConfig, device_kind: str, devices: int) -> Non
       devices: how many.
 
     Raises:
-      ValueError: the upper end of the quote is above the budget.
+      Unaffordable: the upper end of the quote is above the budget.
     """
     cost = config.cost
-    if cost.budget_usd < 0 or (Path(config.model_dir) / "ledger.jsonl").exists():
+    if (
+        cost.budget_usd < 0
+        or config.shared_dir
+        or (Path(config.model_dir) / "ledger.jsonl").exists()
+    ):
         return
     facts, book = data_facts(config), PriceBook.of_user(cost.price_book)
     data = dataclasses.replace(config.data, num_labels=facts.labels)
@@ -40,4 +45,4 @@ def require_affordable(config: RunConfig, device_kind: str, devices: int) -> Non
 
     found = fitting(config, cost.budget_usd, usd_per_label, quote)
     if found.bill.total > cost.budget_usd:
-        raise ValueError(refusal(found, cost.budget_usd, config))
+        raise Unaffordable(refusal(found, cost.budget_usd, config))

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dora_jax.cost.affordable import Unaffordable
 from dora_jax.launch import gin_config, run_files
 from dora_jax.launch.gin_config import Override
 from dora_jax.launch.run_files import nearest
@@ -91,18 +92,20 @@ def _quoted(argument: str) -> str:
 
 
 def exit_status(run: Callable[[], int], debug: bool) -> int:
-    """Runs, and turns errors a user can mend into a message and status 2.
+    """Runs, and turns errors a user can mend into a message and status 2, or 3 at the budget.
 
     Args:
       run: returns the exit status.
       debug: let every error through with its traceback.
     """
+    status = EXIT_ERROR
     try:
         return run()
     except ValueError as error:
         if debug:
             raise
         message = str(error)
+        status = EXIT_BUDGET if isinstance(error, Unaffordable) else EXIT_ERROR
     except BrokenPipeError:  # `| head` has seen enough; nor shall Python's last flush complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
@@ -114,7 +117,7 @@ def exit_status(run: Callable[[], int], debug: bool) -> int:
             "run the same command again."
         )
     sys.stderr.write(f"error: {message}\n")  # at once: other threads may be writing too
-    return EXIT_ERROR
+    return status
 
 
 def default_compilation_cache() -> Path:

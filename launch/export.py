@@ -158,9 +158,9 @@ def _facts(
 ) -> Facts:
     from dora_jax import strategies
     from dora_jax.cost.flops import parameter_count
-    from dora_jax.cost.ledger import Ledger
     from dora_jax.launch.model_card import Facts
     from dora_jax.metrics.scores import Scores
+    from dora_jax.run_folders import read_folder
     from dora_jax.stages import manifest
 
     config = manifest.read_json(run / "config.json")
@@ -176,11 +176,7 @@ def _facts(
         config=config,
         network=network,
         scores=scores,
-        rows=[
-            row
-            for row in Ledger(run / "ledger.jsonl").rows()
-            if row.stage in strategies.STAGES[model]
-        ],
+        rows=[row for row in read_folder(run).rows if row.stage in strategies.STAGES[model]],
         data=store.manifest,
         made_by=made["finished_by"],
         fingerprint=made["fingerprint"],

@@ -115,7 +115,8 @@ def _list(arguments: list[str]) -> int:
 
 def total(folders: Sequence[RunFolder], records: Sequence[RunRecord]) -> Total:
     """Sums every row once, however many runs share its stage."""
-    rows = {(row.run, row.row_id): row for folder in folders for row in folder.rows}.values()
+    billed = {(r.run, r.row_id): r for folder in folders for r in folder.rows if r.row_id}
+    rows = [*billed.values(), *(r for folder in folders for r in folder.rows if not r.row_id)]
     devices = [row for row in rows if row.device_kind]
     labels = [row for row in rows if row.unit == "label"]
     return Total(

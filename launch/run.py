@@ -188,6 +188,7 @@ def _carry_out(
     from dora_jax.launch.affordability import require_affordable
     from dora_jax.launch.results import print_results
     from dora_jax.parallel.hosts import any_of, is_first
+    from dora_jax.run_folders import read_folder
     from dora_jax.stages.context import Interrupted, RunContext, StopRequest
 
     require_affordable(config, jax.devices()[0].device_kind, jax.device_count())
@@ -206,7 +207,7 @@ def _carry_out(
         report(f"Stopped by {interruption}; what was done is saved. To go on:\n  {same_command}")
         return EXIT_INTERRUPTED
     if is_first():
-        print_results(results, config, context.ledger.rows(), context.directory)
+        print_results(results, config, read_folder(context.directory).rows, context.directory)
     if context.stopped_by:
         report(f"Stopped by {context.stopped_by}; with a higher BUDGET_USD it goes on.")
         return EXIT_BUDGET

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from dora_jax.launch import gin_config, sweep_plan
+from dora_jax.launch import gin_config, ledger, sweep_plan
 from dora_jax.launch.cluster import submit
 from dora_jax.launch.command_line import (
     EXIT_BUDGET,
@@ -28,6 +28,8 @@ from dora_jax.launch.command_line import (
 from dora_jax.launch.run_files import SCALES, find_run_file
 from dora_jax.launch.sweep_plan import PlannedRun
 from dora_jax.launch.sweep_worker import Outcome, Worker
+from dora_jax.run_folders import find_runs, read_folder
+from dora_jax.run_records import records_of
 
 DESCRIPTION = """\
 Carries out every run of a sweep file, each in its own process and directory; stages that runs
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hardware",
         metavar="KIND:COUNT",
         default="",
-        help="where LABEL_SHARE is an axis: what the rest of the budget rents, such as a100:4",
+        help="what a budget is quoted on, such as a100:4 or cpu",
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="jobs of --cluster that divide the runs"
@@ -91,6 +93,7 @@ def _sweep(arguments: list[str]) -> int:
     if scale is None:
         raise ValueError("At which scale? Add --scale=rehearsal or --scale=paper.")
     plan = sweep_plan.make(find_run_file(flags.gin_file), scale, overrides, flags.hardware)
+    sweep_plan.require_affordable(plan, flags.hardware)
     if flags.cluster:
         as_script = sys.argv[0].endswith("sweep.py")
         program = [sys.executable, sys.argv[0], *([] if as_script else ["sweep"])]
@@ -99,6 +102,12 @@ def _sweep(arguments: list[str]) -> int:
     if flags.dry_run:
         for run in plan.runs:
             print(f"{run.directory}: " + ", ".join(f"{n} = {v}" for n, v in run.shown))
+        if flags.hardware:
+            bills = sweep_plan.quoted(plan, flags.hardware)
+            labels, compute = sum(b.labels for b in bills), sum(b.compute for b in bills)
+            print(
+                f"quoted on {flags.hardware}: ${labels:,.2f} labels, up to ${compute:,.2f} compute"
+            )
         print(f"{len(plan.runs)} runs; shared stages in {plan.directory / 'shared'}")
         return 0
     submit.require_cluster(flags)
@@ -119,8 +128,11 @@ def _told(
     """The last lines, and the exit status."""
     counts = {o: sum(outcomes.get(run.name) == o for run in runs) for o in Outcome}
     done = ", ".join(f"{n} {outcome.value}" for outcome, n in counts.items() if n)
-    print(f"{len(runs)} runs: {done or 'none begun'}. What they came to:")
+    print(f"{len(runs)} runs: {done or 'none begun'}. To see this again:")
     print(f"  python launch/ledger.py --runs={directory}")
+    folders = [read_folder(path) for path in find_runs(directory)]
+    records = records_of(directory, folders)
+    ledger.print_table(records, ledger.total(folders, records), each=False)
     if stopped_by:
         print(f"Stopped by {stopped_by}; what was done is saved. To go on:\n  {again}")
         return EXIT_INTERRUPTED

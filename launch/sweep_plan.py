@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dora_jax.config import ModelSource, RunConfig
-from dora_jax.cost.affordable import fitting, refusal, with_steps
-from dora_jax.cost.charging import PRETRAIN
+from dora_jax.cost.affordable import Bill, Unaffordable, fitting, refusal, with_steps
+from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE
 from dora_jax.cost.hardware import parse_devices
 from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import quote_run
@@ -162,6 +164,80 @@ def _divided(
         ("ANNOTATE_TRAIN_STEPS", str(reduced.annotate.train_steps)),
     ]
     return cell._replace(overrides=(*others, *divided))
+
+
+# --- What a sweep is expected to cost
+
+# What the settings of a student, or of the order of runs, do not change.
+_OF_STUDENTS = ("model_dir", "shared_dir", "strategies", "student", "annotate", "distill", "llm")
+
+
+def quoted(plan: Plan, hardware: str) -> list[Bill]:
+    """The quote of each run in turn, upper end, a shared stage counted where it is first needed.
+
+    Args:
+      plan: the sweep.
+      hardware: "KIND:COUNT".
+    """
+    devices = parse_devices(hardware)[0]
+    paid: set[str] = set()
+    bills = []
+    for run in plan.runs:
+        cost, book = run.config.cost, PriceBook.of_user(run.config.cost.price_book)
+        quote = quote_run(run.config, *devices[:2], spot=cost.spot, book=book)
+        compute = 0.0
+        for stage in quote.stages:
+            key = _place(run, stage.stage)
+            if key not in paid:
+                paid.add(key)
+                compute += stage.dollars
+        price = cost.price_usd_per_label
+        if price < 0:
+            price = book.label_price(run.config.data.task).usd
+        bought = 0 if run.config.strategies == (PRETRAIN,) else run.config.data.num_labels
+        bills.append(Bill(max(bought, 0) * price, compute))
+    return bills
+
+
+def require_affordable(plan: Plan, hardware: str) -> None:
+    """Refuses a sweep above its budget, and says how many of its runs would fit.
+
+    Raises:
+      Unaffordable: the quote is above the budget.
+      ValueError: there is a budget, but no hardware to quote on.
+    """
+    if plan.budget_usd is None:
+        return
+    if not hardware:
+        raise ValueError(
+            "A sweep with a BUDGET_USD is quoted before it begins; say on what: --hardware="
+            "KIND:COUNT, such as a100:4 or cpu."
+        )
+    bills = quoted(plan, hardware)
+    totals = list(itertools.accumulate(bill.total for bill in bills))
+    if totals[-1] > plan.budget_usd:
+        fits = sum(total <= plan.budget_usd for total in totals)
+        labels = sum(bill.labels for bill in bills)
+        raise Unaffordable(
+            f"This sweep is quoted at ${totals[-1]:,.2f} (${labels:,.2f} for labels, up to "
+            f"${totals[-1] - labels:,.2f} for compute), above its BUDGET_USD of "
+            f"{plan.budget_usd:,.2f}. Nothing was spent. What would fit: BUDGET_USD of "
+            f"{math.ceil(totals[-1] * 100) / 100:,.2f}; or the first {fits} of its "
+            f"{len(totals)} runs (--dry_run lists them)."
+        )
+
+
+def _place(run: PlannedRun, stage: str) -> str:
+    """Equal for the runs that share a stage."""
+    if stage not in SHAREABLE:
+        return f"{run.name}/{stage}"
+    plain = to_dict(run.config)
+    kept = (
+        plain["data"]
+        if stage == PREPARE
+        else {name: value for name, value in plain.items() if name not in _OF_STUDENTS}
+    )
+    return f"{stage}-{fingerprint(kept)}"
 
 
 # --- Pretraining, of networks without weights

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny_run import open_run, read_rows, tiny_config
+from tiny_run import TRAIN, manifest_of, open_run, read_rows, tiny_config
 
 from dora_jax import strategies
 from dora_jax.config import CostConfig, DataConfig, RunConfig, TrainConfig
@@ -40,10 +40,10 @@ def test_an_update_is_allowed_while_the_ending_can_be_paid() -> None:
     spend(purse, budget, UPDATE, 1.0)
     spend(purse, budget, VALIDATE, 4.0)
     spend(purse, budget, SAVE, 2.0)
-    # 2 to save, 4 to validate, 12 to evaluate, 1 for the update
-    purse.usd = 81.0
+    # 2 to save, 2 to read, 4 to validate, 12 to evaluate, 1 for the update, 2 between them
+    purse.usd = 77.0
     assert budget.allows_update(evaluations=3.0)
-    purse.usd = 81.01
+    purse.usd = 77.01
     assert not budget.allows_update(evaluations=3.0)
 
 
@@ -55,7 +55,7 @@ def test_the_latest_update_counts_and_the_dearest_of_the_others() -> None:
     for usd in (5.0, 1.0):
         spend(purse, budget, VALIDATE, usd)
         spend(purse, budget, SAVE, usd)
-    purse.usd = 100.0 - 1.0 - 5.0 - 5.0
+    purse.usd = 100.0 - 1.0 - 5.0 - 2 * 5.0 - 2.0
     assert budget.allows_update(evaluations=0.0)
     purse.usd += 0.01
     assert not budget.allows_update(evaluations=0.0)
@@ -64,7 +64,7 @@ def test_the_latest_update_counts_and_the_dearest_of_the_others() -> None:
 def test_what_was_not_measured_yet_is_a_share_of_the_cap() -> None:
     purse = Purse()
     budget = Budget(100.0, purse)
-    purse.usd = 100.0 - 2 * 100.0 * UNMEASURED_SHARE
+    purse.usd = 100.0 - 2 * 100.0 * UNMEASURED_SHARE - 2.0
     assert budget.allows_update(evaluations=50.0)
     purse.usd += 0.01
     assert not budget.allows_update(evaluations=50.0)
@@ -78,7 +78,7 @@ def test_batches_are_stopped_before_the_one_that_cannot_be_paid() -> None:
         assert budget.allows_batch()
     purse.usd = 9.0
     assert not budget.allows_batch()
-    budget.begin_batches()
+    budget.begin_stage()
     assert budget.allows_batch()  # of another stage, none of whose batches was seen
     assert not budget.is_spent()
     purse.usd = 10.0
@@ -175,9 +175,13 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_with(directory: Path, budget_usd: float, usd_per_label: float = 0.5) -> str:
     """A run of one strategy at a dollar a tick; returns what stopped it."""
     cost = CostConfig(360_000.0, price_usd_per_label=usd_per_label, budget_usd=budget_usd)
-    with open_run(tiny_config(directory, strategies=("annotate",), cost=cost)) as context:
+    longer = dataclasses.replace(
+        TRAIN, train_steps=60, eval_every_steps=10, checkpoint_every_steps=20
+    )
+    config = tiny_config(directory, strategies=("annotate",), cost=cost, annotate=longer)
+    with open_run(config) as context:
         results = strategies.run(context)
-    assert [result.name for result in results] == ["annotate"]
+    assert [result.name for result in results] == ["annotate"], context.stopped_by
     return context.stopped_by
 
 
@@ -196,30 +200,29 @@ def test_a_run_ends_at_its_cap_scored_and_goes_on_with_more(tmp_path: Path) -> N
         if row["stage"] in ("labels", "prepare", "pretrain-student")
     )
     capped, free = tmp_path / "capped", spent(tmp_path / "free")
-    cap = (before_annotating + 3 * free) / 4
+    cap = (before_annotating + free) / 2
     stopped_by = run_with(capped, cap)
     assert "after update" in stopped_by and "of annotate" in stopped_by
-    assert 0.5 * cap < spent(capped) <= 1.02 * cap
+    assert 0.8 * cap < spent(capped) <= 1.02 * cap
     (record,) = read_runs(capped)
     assert (record.status, record.reason) == ("budget", stopped_by)
-    assert record.value is not None and record.steps < 6
+    assert record.value is not None and 5 < record.steps < 60
     status = json.loads((capped / "status.json").read_text())
     assert (status["status"], status["reason"]) == ("budget", stopped_by)
 
-    stopped_by = run_with(capped, cap)  # the same money again buys nothing
-    assert stopped_by
-    assert spent(capped) <= 1.03 * cap
+    before = spent(capped)
+    for _ in range(3):  # the same money again buys nothing, and costs the start alone
+        assert run_with(capped, cap) == stopped_by
+    assert spent(capped) - before < 0.05 * cap
 
     stopped_by = run_with(capped, 10 * free)
     assert stopped_by == ""
     (record,) = read_runs(capped)
-    (undisturbed,) = read_runs(tmp_path / "free")
-    assert (record.status, record.steps) == ("finished", 6)
-    assert record.value == undisturbed.value
-    predictions = [
-        d / "evaluate-annotate" / "predictions.jsonl" for d in (capped, tmp_path / "free")
-    ]
-    assert predictions[0].read_bytes() == predictions[1].read_bytes()
+    assert (record.status, record.reason, record.steps) == ("finished", "", 60)
+    scored = manifest_of(capped, "evaluate-annotate")["outputs"]
+    assert "stopped_by" not in scored  # of the whole training now
+    trained = [manifest_of(run, "annotate")["fingerprint"] for run in (capped, tmp_path / "free")]
+    assert trained[0] == trained[1]
 
 
 @pytest.mark.usefixtures("compiled_cheaply", "one_device", "ticking")

@@ -7,11 +7,13 @@ import hashlib
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tiny_run import (
     DATA,
     NETWORK,
@@ -23,14 +25,16 @@ from tiny_run import (
 
 from dora_jax.config import TrainConfig
 from dora_jax.cost.budget import Budget
-from dora_jax.cost.meter import Meter
+from dora_jax.cost.meter import Holding, Meter
 from dora_jax.cost.prices import user_price
 from dora_jax.data.loader import LabelledSource, PackedLoader
 from dora_jax.data.token_store import TokenStore
 from dora_jax.model.t5 import Params
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.stopping import Interrupted, StopRequest
+from dora_jax.train import loop
 from dora_jax.train.loop import Progress, Training, Validate
+from dora_jax.train.metrics_log import MetricsLog
 from dora_jax.train.step import init_params
 
 pytestmark = pytest.mark.usefixtures("compiled_cheaply")
@@ -203,3 +207,49 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
     after = snapshot(tmp_path / "teach" / "checkpoints")
     assert {name: after[name] for name in kept} == kept
     assert steps(tmp_path / "teach" / "checkpoints") == ["2"]
+
+
+def scalars(directory: Path) -> list[tuple[int, dict[str, float]]]:
+    """(step, name → value) of each row of a folder of events."""
+    (file,) = directory.iterdir()
+    rows = []
+    for event in LegacyEventFileLoader(str(file)).Load():
+        values = {value.tag: value.simple_value for value in event.summary.value}
+        if values:
+            rows.append((event.step, values))
+    return rows
+
+
+def test_every_metric_stands_over_updates_and_over_money(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    for step, dollars in ((10, 0.0123), (20, 3.5)):
+        log.write(step, {"loss": 1.0 / step, "dollars": dollars})
+    log.close()
+    assert [row["dollars"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0.0123, 3.5]
+    over_updates = scalars(tmp_path / "tensorboard")
+    over_money = scalars(tmp_path / "tensorboard_by_dollar")
+    assert [step for step, _ in over_updates] == [10, 20]
+    assert [step for step, _ in over_money] == [123, 35_000]  # hundredths of a cent
+    assert [values for _, values in over_money] == [values for _, values in over_updates]
+    assert over_money[1][1]["loss"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "usd_per_hour", "rates"),
+    [
+        # 2 devices at 3.6 USD an hour for 10 s are 2 cents; of 2 x 312e12 x 10 operations a tenth
+        ("NVIDIA A100-SXM4-40GB", 3.6, {"tokens_per_dollar": 50_000.0, "mfu": 0.1}),
+        ("cpu", 3.6, {"tokens_per_dollar": 50_000.0}),
+        ("cpu", 0.0, {}),
+    ],
+)
+def test_rates_are_of_the_updates_just_reported(
+    kind: str, usd_per_hour: float, rates: dict[str, float]
+) -> None:
+    taken = SimpleNamespace(tokens=1000, seconds=10.0, flops=0.1 * 2 * 312e12 * 10.0)
+    holding = Holding(kind, 2, user_price(usd_per_hour))
+    run = SimpleNamespace(
+        t=SimpleNamespace(meter=SimpleNamespace(holding=holding)),
+        window=SimpleNamespace(taken=taken),
+    )
+    assert loop._Run._rates(run) == pytest.approx(rates)  # pyright: ignore[reportArgumentType]

@@ -85,6 +85,7 @@ def test_what_is_shared_is_paid_once_and_divided(tmp_path: Path) -> None:
         assert record.shared_dollars == pytest.approx(10.0)
         assert record.amortised_dollars == pytest.approx(9.20)
     everything = read_runs(tmp_path)
+    assert {record.name for record in everything} == {"a", "b"}  # a shared stage is no run
     paid = 14.20 + 0.10 + 4.20  # the teacher's score, a by-product of a
     assert sum(record.amortised_dollars for record in everything) == pytest.approx(paid)
     (alone,) = [r for r in read_runs(tmp_path / "b") if r.strategy == "distill"]
@@ -150,6 +151,9 @@ def test_seeds_are_one_group_and_settings_are_not(tmp_path: Path) -> None:
     for seed in (0, 1):
         for labels in (50, 100):
             write_run(tmp_path / f"{labels}-{seed}", ("annotate",), seed=seed, labels=labels)
+    config = tmp_path / "50-1" / "config.json"
+    data = json.loads(config.read_text())["data"] | {"labels_seed": 7}
+    edit_json(config, data=data)  # which labels were drawn is a matter of seeds too
     # What the teacher is does not change what annotating comes to.
     other = ModelSource(T5Config(emb_dim=32))
     write_run(tmp_path / "100-0-other", ("annotate",), labels=100, teacher=other)

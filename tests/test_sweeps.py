@@ -143,6 +143,26 @@ def test_a_mixture_divides_the_budget_between_labels_and_updates(tmp_path: Path)
         sweep_plan.make(file, "rehearsal", [])
 
 
+def test_a_sweep_is_quoted_with_shared_stages_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = 'PRICE_USD_PER_DEVICE_HOUR = 36.0\nSTRATEGIES = ("distill",)\n'
+    file = write_sweep(tmp_path, "sweep/TRAIN_STEPS = (100, 200, 400)", more)
+    base, *students = sweep_plan.quoted(sweep_plan.make(file, "rehearsal", []), "cpu")
+    assert (base.labels, students[0].labels) == (0.0, pytest.approx(300 * 0.26))
+    # The first pays the teacher; the others their own updates alone.
+    assert students[0].compute > students[2].compute > students[1].compute > 0
+    arguments = [f"--gin_file={file}", "--gin.BUDGET_USD=200"]
+    assert sweep.main(arguments) == 2
+    assert "--hardware=KIND:COUNT" in capsys.readouterr().err
+    assert sweep.main([*arguments, "--hardware=cpu"]) == 3
+    told = capsys.readouterr().err
+    assert "($234.00 for labels, up to" in told and "the first 3 of its 4 runs" in told
+    assert not (tmp_path / "runs").exists()
+    assert sweep.main([f"--gin_file={file}", "--dry_run", "--hardware=cpu"]) == 0
+    assert "quoted on cpu: $234.00 labels, up to $" in capsys.readouterr().out
+
+
 def test_what_is_wrong_is_told_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,10 @@ _TRAINED = ("teach", "annotate", "distill")
 _SHARES = tuple(share / 100 for share in range(95, 0, -5))
 
 
+class Unaffordable(ValueError):
+    """A run or a sweep whose quote is above its budget; nothing of it was begun."""
+
+
 class Bill(NamedTuple):
     """What a run is expected to cost, in USD."""
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 
 # Of the cap, for each part of the ending that has not been measured yet.
 UNMEASURED_SHARE = 0.05
+# Of the cap, for what happens between the parts: files are closed, stages billed and begun.
+SLACK_SHARE = 0.02
 UPDATE, VALIDATE, SAVE = "update", "validate", "save"
 
 
@@ -79,11 +81,14 @@ class Budget:
         unmeasured = UNMEASURED_SHARE * self.cap_usd
         validation = self._costs.get(VALIDATE)
         scoring = unmeasured if validation is None else (1.0 + evaluations) * validation
-        ending = self._costs.get(SAVE, unmeasured) + scoring
-        return self._spent_usd() + self._costs.get(UPDATE, 0.0) + ending <= self.cap_usd
+        # To save now, and to read again what is evaluated.
+        ending = 2 * self._costs.get(SAVE, unmeasured / 2) + scoring
+        ending += self._costs.get(UPDATE, 0.0) + SLACK_SHARE * self.cap_usd
+        return self._spent_usd() + ending <= self.cap_usd
 
-    def begin_batches(self) -> None:
-        """Forgets how long batches took: those of another stage follow."""
+    def begin_stage(self) -> None:
+        """Forgets what parts and batches cost: those of another network follow."""
+        self._costs.clear()
         self._last_batch = None
 
     def allows_batch(self) -> bool:

@@ -15,6 +15,17 @@ TEACHER, PRETRAIN = "teacher", "pretrain"
 # Not what a run is for where something else uses their stages, which then pays for them.
 BY_PRODUCTS = (TEACHER, PRETRAIN)
 
+# Stages that other runs may need too. A student and its score are a run's own.
+SHAREABLE = (
+    PREPARE,
+    "pretrain-teacher",
+    "pretrain-student",
+    "teach",
+    "evaluate-teacher",
+    "choose-labels",
+    "label",
+)
+
 # A result pays for all the stages it needs, those it shares with others too: that is what it
 # would cost alone.
 STAGES = {

@@ -37,8 +37,7 @@ from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
 from dora_jax.parallel import hosts
 from dora_jax.parallel.mesh import make_mesh
-from dora_jax.run_folders import BUDGET, FAILED, FINISHED, RUNNING, STATUS_FILE, STOPPED
-from dora_jax.stages import manifest, shared
+from dora_jax.stages import manifest, shared, status
 from dora_jax.stopping import Interrupted, StopRequest
 from dora_jax.whole_files import write_json, write_whole
 
@@ -135,8 +134,11 @@ class RunContext:
             facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
             if config.cost.uncounted_hours >= 0 and not ledger.has(ledgers.OUTSIDE):
                 ledger.append(ledgers.outside_row(facts, holding, config.cost.uncounted_hours))
+            stopped_by = hosts.from_first(
+                lambda: status.out_of_money(directory, config.cost.budget_usd)
+            )
             if hosts.is_first():
-                _write_status(directory, RUNNING)
+                status.begun(directory)
             context = cls(
                 config=config,
                 task=task,
@@ -150,6 +152,7 @@ class RunContext:
                 report=report,
                 prepare=prepare,
                 _resources=opened.pop_all(),
+                stopped_by=stopped_by,
             )
         context._sum_up()
         _report_prices(context)
@@ -170,14 +173,8 @@ class RunContext:
                 self.bill(LAUNCH, ledgers.SHARED)
             finally:
                 if hosts.is_first():
-                    _write_status(self.directory, *self._how_it_ended(error))
-
-    def _how_it_ended(self, error: BaseException | None) -> tuple[str, str]:
-        if isinstance(error, Interrupted):
-            return STOPPED, f"stopped by {error}; the same command goes on"
-        if error is not None:
-            return FAILED, f"{type(error).__name__}: {error}"
-        return (BUDGET, self.stopped_by) if self.stopped_by else (FINISHED, "")
+                    cap_usd = self.config.cost.budget_usd
+                    status.ended(self.directory, error, self.stopped_by, cap_usd)
 
     @functools.cached_property
     def budget(self) -> Budget:
@@ -213,7 +210,7 @@ class RunContext:
         else:
             if hosts.any_of(self.budget.is_spent()):
                 raise BudgetReached(f"{self.budget} is spent, before {name}")
-            self.budget.begin_batches()
+            self.budget.begin_stage()
             with self.meter.stage(name), contextlib.ExitStack() as opened:
                 if shared.is_shared(self.directory, name):
                     opened.enter_context(shared.held(directory, self.stop, self.report))
@@ -355,11 +352,6 @@ def _is_billed(directory: Path, ledger: Ledger, row_id: str) -> bool:
     """Whether a row is in the run's receipt, or in that of a stage it shares."""
     path = shared.receipt(directory, row_id.rpartition("-")[0])
     return ledger.has(row_id) or (path.is_file() and Ledger(path).has(row_id))
-
-
-def _write_status(directory: Path, status: str, reason: str = "") -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(directory / STATUS_FILE, {"status": status, "reason": reason, "at": now})
 
 
 def _refuse_another_run(directory: Path, config: RunConfig) -> None:

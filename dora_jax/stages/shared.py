@@ -14,21 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dora_jax.cost.charging import SHAREABLE as SHAREABLE
 from dora_jax.cost.ledger import read_ledger
 from dora_jax.fingerprints import fingerprint, to_dict
 from dora_jax.parallel import hosts
 from dora_jax.stopping import Interrupted, StopRequest
 
-# What other runs may need too. A student and its score are a run's own.
-SHAREABLE = (
-    "prepare",
-    "pretrain-teacher",
-    "pretrain-student",
-    "teach",
-    "evaluate-teacher",
-    "choose-labels",
-    "label",
-)
 RECEIPT = "ledger.jsonl"
 _LOCK = ".lock"
 _LOOK_EVERY_SECONDS = 0.5

@@ -155,11 +155,13 @@ class _Run:
                 cut = not last and self._budget_is_reached()
                 due = config.eval_every_steps and step % config.eval_every_steps == 0
                 if last or due or cut:
-                    self._validate(step)
+                    with t.budget.measured(VALIDATE):
+                        self._validate(step)
                 # Asked once an update: the signal may come at any moment, and on any host.
                 stopping = self.poll.any_of(bool(t.stop.reason))
                 if last or step % config.checkpoint_every_steps == 0 or stopping or cut:
-                    self._save(step)
+                    with t.budget.measured(SAVE):
+                        self._save(step)
                 if cut:
                     best = self.progress.best_step or None
                     raise BudgetReached(f"{t.budget}, after update {step} of {t.name}", step, best)
@@ -269,7 +271,7 @@ class _Run:
         if t.validate is None:
             value = float(step)  # without validation the last parameters are the best
         else:
-            with t.meter.phase("evaluate"), t.budget.measured(VALIDATE):
+            with t.meter.phase("evaluate"):
                 values = t.validate(self.state.params)
             value = values[VALUE]
             named = {f"validation/{name}": number for name, number in values.items()}
@@ -280,7 +282,7 @@ class _Run:
 
     def _save(self, step: int) -> None:
         self._require_sound_state(step)
-        with self.t.meter.phase("checkpoint"), self.t.budget.measured(SAVE):
+        with self.t.meter.phase("checkpoint"):
             # The best parameters first: a checkpoint that names them must find them.
             self.best.wait()
             self.checkpoints.save(step, self.state, dataclasses.asdict(self.progress))
