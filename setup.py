@@ -19,7 +19,13 @@ setup(
     ],
     package_dir={**MAPPED, "dora_jax.gin_files": "gin"},
     package_data={
-        "dora_jax": ["data/sample/**/*.jsonl", "cost/*.json", "report/page.*"],
+        "dora_jax": [
+            "data/sample/**/*.jsonl",
+            "cost/*.json",
+            "report/page.html",
+            "report/page.css",
+            "report/page.js",
+        ],
         "dora_jax.gin_files": ["**/*.gin"],
     },
 )
