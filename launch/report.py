@@ -55,8 +55,17 @@ def write_report(flags: argparse.Namespace, output: Path) -> None:
     write_whole(output, html)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags, which launch/run.py takes at their defaults."""
+def report_of_run(directory: Path) -> str:
+    """Writes the report of a run into its folder; says where it is, or why there is none."""
+    output = directory / "report.html"
+    try:
+        write_report(_parser().parse_args([f"--runs={directory}"]), output)
+    except ValueError as error:  # the run's results stand without it
+        return f"No report: {error}"
+    return f"Report: {output}"
+
+
+def _parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python launch/report.py",
         description=DESCRIPTION,
@@ -78,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _report(arguments: list[str]) -> int:
-    flags, overrides = parse(parser(), arguments)
+    flags, overrides = parse(_parser(), arguments)
     if overrides:
         raise ValueError(f"--gin.{overrides[0].name}: a report reads runs and takes no gin names.")
     if flags.budget_usd is not None and not 0 < flags.budget_usd < float("inf"):

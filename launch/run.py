@@ -186,6 +186,7 @@ def _carry_out(
 
     from dora_jax import strategies
     from dora_jax.launch.affordability import require_affordable
+    from dora_jax.launch.report import report_of_run
     from dora_jax.launch.results import print_results
     from dora_jax.parallel.hosts import any_of, is_first
     from dora_jax.run_folders import read_folder
@@ -208,6 +209,7 @@ def _carry_out(
         return EXIT_INTERRUPTED
     if is_first():
         print_results(results, config, read_folder(context.directory).rows, context.directory)
+        report(report_of_run(context.directory))
     if context.stopped_by:
         report(f"Stopped by {context.stopped_by}; with a higher BUDGET_USD it goes on.")
         return EXIT_BUDGET

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from made_sweep import HOSTILE, write_sweep
 from synthetic_runs import write_run
 
 from dora_jax.launch import plan, report
-from dora_jax.report import figures
+from dora_jax.report import figures, page
 from dora_jax.report.content import Page, Sample, Section, Table
 from dora_jax.report.exports import csv_of
 from dora_jax.report.page import html_of, json_in_html
@@ -64,33 +65,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path) -> Reader:
+def shown(folder: Path) -> Reader:
     return Reader((folder / "report.html").read_text(encoding="utf-8"))
 
 
-def state_of(page: Reader) -> dict:
-    return json.loads(next(text for text in page.scripts if text.startswith('{"figures"')))
+def state_of(read: Reader) -> dict:
+    return json.loads(next(text for text in read.scripts if text.startswith('{"figures"')))
 
 
-def test_the_page_is_one_file_that_fetches_nothing(folder: Path, page: Reader) -> None:
-    beside = [link for link in page.links if not link.startswith("#")]
+def test_the_page_is_one_file_that_fetches_nothing(folder: Path, shown: Reader) -> None:
+    beside = [link for link in shown.links if not link.startswith("#")]
     assert all(re.fullmatch(r"figures/[\w-]+\.(svg|png|csv)", link) for link in beside)
-    assert not {"link", "img", "iframe", "object"} & set(page.elements)
-    assert len(page.ids) == len(set(page.ids))
-    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert not {"link", "img", "iframe", "object"} & set(shown.elements)
+    assert len(shown.ids) == len(set(shown.ids))
+    assert {link[1:] for link in shown.links if link.startswith("#")} <= set(shown.ids)
     assert (folder / "report.html").stat().st_size < 2e6
     for link in beside:
         assert (folder / link).stat().st_size > 100, link
 
 
 def test_it_says_what_the_plan_says(
-    folder: Path, page: Reader, capsys: pytest.CaptureFixture[str]
+    folder: Path, shown: Reader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert plan.main([f"--runs={folder}", "--budget_usd=120", "--json=-"]) == 0
     best = json.loads(capsys.readouterr().out)["plans"][0]
     expected = f"{best['labels']:,} labels, expected micro_f1 {best['value']:.1f}"
-    assert f"For $120.00: {best['arm']}, {expected}" in page.text
-    answers = state_of(page)["budgets"]["answers"]
+    assert f"For $120.00: {best['arm']}, {expected}" in shown.text
+    answers = state_of(shown)["budgets"]["answers"]
     usd = [answer["usd"] for answer in answers]
     assert usd == sorted(usd) and 120.0 in usd and len(usd) > 50
     assert all(answer["plans"] and answer["near"] for answer in answers)
@@ -98,9 +99,9 @@ def test_it_says_what_the_plan_says(
 
 
 def test_a_rehearsal_is_marked_and_the_paper_is_not(
-    folder: Path, page: Reader, tmp_path: Path
+    folder: Path, shown: Reader, tmp_path: Path
 ) -> None:
-    assert "Rehearsal: small networks" in page.text
+    assert "Rehearsal: small networks" in shown.text
     run = write_run(tmp_path / "one", values={"distill": 30.0})
     config = run / "config.json"
     config.write_text(config.read_text().replace('"rehearsal"', '"paper"'))
@@ -110,10 +111,10 @@ def test_a_rehearsal_is_marked_and_the_paper_is_not(
     assert "What to measure next" in other.text
 
 
-def test_what_models_wrote_is_text(page: Reader) -> None:
-    assert page.elements.count("script") == 3 and "img" not in page.elements
+def test_what_models_wrote_is_text(shown: Reader) -> None:
+    assert shown.elements.count("script") == 3 and "img" not in shown.elements
     # A prediction that is markup is read as the text that it is.
-    assert "<script>document.title = 'owned'</script>" in page.text
+    assert "<script>document.title = 'owned'</script>" in shown.text
 
 
 def test_hostile_names_stay_text_everywhere() -> None:
@@ -137,9 +138,9 @@ def test_hostile_names_stay_text_everywhere() -> None:
     )
     read = Reader(html_of(made))
     assert read.elements.count("script") == 3 and "img" not in read.elements
-    shown = " ".join(HOSTILE.split())
+    hostile = " ".join(HOSTILE.split())
     # Title twice, mark, fact twice, navigation, heading, text, table thrice, sample four times …
-    assert read.text.count(shown) >= 14
+    assert read.text.count(hostile) >= 14
     assert HOSTILE in json.dumps(state_of(read), ensure_ascii=False)
 
 
@@ -167,13 +168,26 @@ def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
     assert (row["strategy"], row["value"]) == ("'=1+1", "-2.0")
 
 
-def test_costs_classes_pairs_and_provenance_are_there(page: Reader) -> None:
+def test_costs_classes_pairs_and_provenance_are_there(shown: Reader) -> None:
     for title in ("Costs", "Classes", "Paired comparisons", "Sample predictions", "Provenance"):
-        assert title in page.text
-    stages = state_of(page)["figures"]["stages"]
+        assert title in shown.text
+    stages = state_of(shown)["figures"]["stages"]
     assert "human labels" in json.dumps(stages) and "pretrain-teacher" in json.dumps(stages)
-    assert "annotate − distill" in page.text
-    assert "annotate-100-0" in page.text and "Action" in json.dumps(state_of(page))
+    assert "annotate − distill" in shown.text
+    assert "annotate-100-0" in shown.text and "Action" in json.dumps(state_of(shown))
+
+
+def test_a_run_gets_its_own_page_or_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "one", ("annotate", "distill"), values={"annotate": 25.0})
+    assert report.report_of_run(run) == f"Report: {run / 'report.html'}"
+    assert "annotate, 100 labels" in Reader((run / "report.html").read_text()).text
+    (run / "report.html").unlink()
+    monkeypatch.setitem(sys.modules, "vl_convert", None)  # an accelerator host may lack it
+    page._library.cache_clear()
+    assert "No report: A report needs vl-convert-python" in report.report_of_run(run)
+    assert not (run / "report.html").exists()
 
 
 def test_runs_without_a_model_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
