@@ -157,7 +157,7 @@ def peak_bytes() -> int | None:
 def roofline(
     network: T5Config, train: TrainConfig, rows: int, sizes: Setting, counts: flops.TokenCounts
 ) -> dict[str, Any] | None:
-    """The least an update needs by arithmetic, and by memory; None where no table has the device."""
+    """The least an update needs; None where no table has the device."""
     found = hardware.find(jax.devices()[0].device_kind)
     if found is None:
         return None
