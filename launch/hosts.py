@@ -19,15 +19,17 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dora_jax.launch.command_line import EXIT_INTERRUPTED
+from dora_jax.launch.command_line import EXIT_BUDGET, EXIT_INTERRUPTED
 
 HEARTBEAT_SECONDS = 15  # JAX's own 100 would let the other hosts cost money for so long
-SHUTDOWN_SECONDS = 20  # a host that failed waits so long for the others to end with it
+SHUTDOWN_SECONDS = 20  # hosts that are done wait so long for each other
+LEAVING_SECONDS = 2
 JOINING_SECONDS = 300  # hosts of one job may start minutes apart
 
 # The parent asks its worker to stop by this signal. The others are ignored there: a scheduler
@@ -145,8 +147,36 @@ def _host_names() -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
-def named_by_jax(run: Callable[[], int]) -> int:
-    """Runs; where a computation breaks because a host is gone, waits for JAX to say which.
+def work(run: Callable[[], int]) -> int:
+    """Runs the worker's part, and leaves the others as its end demands.
+
+    All hosts of a run that is done or stopped end together. One that fails ends at once: at its
+    normal end JAX would wait for the others, which wait for it, and then abort them all without
+    a word of which it was.
+
+    Args:
+      run: returns the exit status.
+    """
+    try:
+        status = _named_by_jax(run)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status in (0, EXIT_BUDGET, EXIT_INTERRUPTED):
+        return status
+    import jax
+
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:  # its end ends the others, who may be telling the same error
+            time.sleep(LEAVING_SECONDS)
+        os._exit(status)
+    return status
+
+
+def _named_by_jax(run: Callable[[], int]) -> int:
+    """Where a computation breaks because a host is gone, waits for JAX to say which.
 
     The others' broken connections are felt at once, but which host is gone is known only when
     its heartbeats fail to come: then JAX writes it to stderr, and ends this process.

@@ -58,7 +58,11 @@ it; prints quality and dollars. The same command again goes on where it stopped.
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, 2 after an error, 3 at the budget, 75 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_status(lambda: _run(given), debug="--debug" in given)
+
+    def run() -> int:
+        return exit_status(lambda: _run(given), debug="--debug" in given)
+
+    return hosts.work(run) if hosts.is_worker() else run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,12 +121,7 @@ def _run(arguments: list[str]) -> int:
     task = task_of(resolved.config.data, resolved.config.cost.price_usd_per_label)
     set_up_jax(flags.compilation_cache)
     text = f"# Scale {choice.scale}: {choice.reason}\n{resolved.text}"
-    same_command = command(program, arguments)
-    if hosts.is_worker():
-        return hosts.named_by_jax(
-            lambda: _carry_out(resolved.config, task, text, same_command, report)
-        )
-    return _carry_out(resolved.config, task, text, same_command, report)
+    return _carry_out(resolved.config, task, text, command(program, arguments), report)
 
 
 def _hand_over(

@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tiny_run import NETWORK, write_tiny_store
@@ -75,14 +76,19 @@ class Place(NamedTuple):
         )
 
     def start(
-        self, name: str, processes: int = 1, devices: int = 1, **settings: str
+        self,
+        name: str,
+        processes: int = 1,
+        devices: int = 1,
+        settings_of: Mapping[int, dict[str, str]] = MappingProxyType({}),
+        **settings: str,
     ) -> list[subprocess.Popen[str]]:
         """The processes of a run, each with so many devices; one process takes no other flags."""
         address = f"127.0.0.1:{free_port()}"
         return [
             start(
                 [
-                    *self.arguments(name, **settings),
+                    *self.arguments(name, **{**settings, **settings_of.get(i, {})}),
                     *(
                         ()
                         if processes == 1

@@ -19,7 +19,7 @@ from host_runs import Place, end
 from tiny_run import assert_same_bits, final_params, manifest_of, read_rows
 
 from dora_jax.cost.ledger import Ledger
-from dora_jax.launch.command_line import EXIT_INTERRUPTED
+from dora_jax.launch.command_line import EXIT_ERROR, EXIT_INTERRUPTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.multihost]
 LIMIT_SECONDS = 60.0  # for the others to end when a host is lost
@@ -133,6 +133,20 @@ def test_a_lost_host_is_named_and_a_restart_goes_on(
     end(place.start(directory.name, processes=2))
     for stage in TRAINED:
         assert_same_bits(final_params(directory, stage), final_params(together, stage))
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_host_that_fails_alone_tells_why(place: Place, victim: int) -> None:
+    directory = place.folder / f"failed-{victim}"
+    wrong = {"TOKEN_STORE": "'/nowhere'"}
+    processes = place.start(directory.name, processes=2, settings_of={victim: wrong})
+    began = time.monotonic()
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    assert time.monotonic() - began < LIMIT_SECONDS
+    assert processes[victim].returncode == EXIT_ERROR, told[victim]
+    assert "error: The token store /nowhere is not a folder" in told[victim]
+    assert processes[1 - victim].returncode == EXIT_INTERRUPTED, told[1 - victim]
+    assert f"(process {victim} of 2): it ended" in told[1 - victim]
 
 
 def test_a_warning_to_one_host_saves_on_all(
