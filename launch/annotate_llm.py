@@ -22,7 +22,7 @@ from dora_jax.annotators.prompts import Prompting
 from dora_jax.annotators.receipt import LabelFiles, audited, make_receipt, predictions
 from dora_jax.annotators.token_prices import Estimate, TokenPrices, enter, estimate
 from dora_jax.config import DataConfig
-from dora_jax.cost.ledger import NOT_COUNTED, Ledger, RunFacts, code_version
+from dora_jax.cost.ledger import Ledger, RunFacts, code_version
 from dora_jax.fingerprints import fingerprint
 from dora_jax.launch import annotate_settings as settings
 from dora_jax.launch.annotate_settings import Texts
@@ -56,7 +56,8 @@ def annotate(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> int
         _asked_to_stop() as stop,
         AppendedRows(files.calls) as log,
     ):
-        session = _Session(flags, endpoint, parameters, prices, prompting, Calls(log, cache), stop)
+        calls = Calls(log, cache)
+        session = _Session(flags, task, endpoint, parameters, prices, prompting, calls, stop)
         return session.carry_out(files, texts, estimated)
 
 
@@ -66,6 +67,7 @@ class _Session:
     def __init__(
         self,
         flags: argparse.Namespace,
+        task: TaskSpec,
         endpoint: Endpoint,
         parameters: dict[str, Any],
         prices: TokenPrices,
@@ -73,14 +75,15 @@ class _Session:
         calls: Calls,
         stop: StopRequest,
     ) -> None:
-        self._flags, self._endpoint, self._parameters = flags, endpoint, parameters
+        self._flags, self._task = flags, task
+        self._endpoint, self._parameters = endpoint, parameters
         self._prices, self._prompting, self._calls, self._stop = prices, prompting, calls, stop
         self._annotator = {
             "model": endpoint.model,
             "base_url": endpoint.base_url,
             "parameters": parameters,
             "shots": {"count": flags.shots, "nearest": flags.nearest, "seed": flags.seed},
-            "instruction": prompting.task.instruction,
+            "instruction": task.instruction,
         }
         self._common = {
             "annotator": f"llm:{endpoint.model}",
@@ -88,18 +91,19 @@ class _Session:
         }
 
     def carry_out(self, files: LabelFiles, texts: Texts, estimated: Estimate) -> int:
-        task = self._prompting.task
-        assert isinstance(task, TaskSpec)
+        """All that is left to do. Returns the exit status."""
+        task = self._task
+        sources = [row.source for row in texts.audit]
+        audit_ended = Ended(len(sources), "")
         try:
             ended = self._label("label", files.labelled, files.set_aside, texts.pool)
-            sources = [row.source for row in texts.audit]
             if sources and not ended.why_stopped:
                 audit_ended = self._label("audit", files.audit, files.audit_set_aside, sources)
-                ended = ended._replace(why_stopped=audit_ended.why_stopped)
         finally:  # what was paid is told and entered, however it ends
-            facts = RunFacts(files.labelled.name, "", code_version(), NOT_COUNTED[:0])
+            facts = RunFacts(files.labelled.name, "", code_version(), ())
             ledger = Ledger(files.ledger)
             enter(ledger, facts, self._endpoint.model, self._calls.spent, self._prices)
+        why_stopped = ended.why_stopped or audit_ended.why_stopped
         receipt = make_receipt(
             task=task.name,
             annotator={**self._annotator, **self._common},
@@ -110,13 +114,13 @@ class _Session:
             spent=self._calls.spent,
             estimated=estimated,
             human_labels_shown=len(self._prompting.used),
-            audit=_audit(files, task, texts.audit) if texts.audit and not ended.missing else None,
-            why_stopped=ended.why_stopped,
+            audit=_audit(files, task, texts.audit) if sources and not audit_ended.missing else None,
+            why_stopped=why_stopped,
         )
         write_json(files.receipt, receipt)
         print("\n".join(_summary(receipt, files)), flush=True)
-        if ended.missing or ended.why_stopped:
-            print(f"Stopped: {ended.why_stopped or 'some calls failed'}. The same command goes on.")
+        if ended.missing or audit_ended.missing:
+            print(f"Stopped: {why_stopped or 'some calls failed'}. The same command goes on.")
             return EXIT_INTERRUPTED
         return 0
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dora_jax.cost.charging import TEACHER
+from dora_jax.config import LLM_STRATEGIES
+from dora_jax.cost.charging import LLM_LABELS, TEACHER
 from dora_jax.launch.plan import run_command
 from dora_jax.launch.plan_input import Chosen
 from dora_jax.launch.report_examples import (
@@ -25,7 +26,7 @@ from dora_jax.planning.curves import PowerLaw
 from dora_jax.planning.decision import Fitted, break_evens, near_optimal, plans
 from dora_jax.planning.front import budget_grid, measured_points
 from dora_jax.planning.next_measurement import measure_next
-from dora_jax.planning.words import chance_text, measurement_text, region_text, turn, verdict
+from dora_jax.planning.words import best_text, measurement_text, region_text, turn, verdict
 from dora_jax.report import figures
 from dora_jax.report.content import Budgets, Figure, Page, Section, Table
 from dora_jax.run_records import RunRecord, seeds_together
@@ -45,6 +46,8 @@ _STAGES = (
     "pretrain-student",
     "annotate",
     "distill",
+    LLM_LABELS,
+    *LLM_STRATEGIES,
 )
 _PHASES = ("step", "input wait", "compile", "label", "evaluate", "checkpoint", "startup", "idle")
 
@@ -126,7 +129,7 @@ def _answer(chosen: Chosen, fitted: Fitted, usd: float) -> dict[str, Any]:
             plan.arm,
             f"{plan.value:.1f}",
             f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
-            chance_text(plan.chance),
+            best_text(plan),
             f"{plan.labels:,}",
             f"{plan.label_usd:,.2f}",
             f"{plan.work_usd:,.2f}",
@@ -246,6 +249,8 @@ def _turns(chosen: Chosen, fitted: Fitted, budget: float) -> Section:
     if len(fitted.arms) < 2 or not plans(fitted, budget, chosen.market):
         return Section("turns", "Where the winner changes")
     rows = [tuple(turn(found)) for found in break_evens(fitted, budget, chosen.market)]
+    if not rows:
+        return Section("turns", "Where the winner changes")
     columns = ("what", "now", "wins then", "where", "95 %", "chance of a change")
     text = f"At a budget of ${budget:,.2f}, one price moved and the others as they are."
     table = Table("", columns, rows, columns[-1:])

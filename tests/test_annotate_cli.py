@@ -135,8 +135,12 @@ def test_the_budget_ends_a_start_with_a_status_of_its_own(
         first = receipt_of(tmp_path)
         assert 0 < first["rows"]["labelled"] < 40
         assert first["spent"]["usd"] <= 0.02
-        assert annotate.main(given) == 0
-    assert sum(server.asked.values()) == 40
+        # All is labelled, but the audit is not paid any more: no half of it is reported.
+        paid = first["spent"]["usd"] * 40 / first["rows"]["labelled"]
+        audit = [*given, "--audit=40", f"--budget_usd={1.3 * paid}"]
+        assert annotate.main(audit) == 75
+        assert receipt_of(tmp_path)["rows"]["labelled"] == 40
+        assert receipt_of(tmp_path)["audit"] is None
     rows = Ledger(tmp_path / "labels.ledger.jsonl").rows()
     assert len(rows) == 4
     assert sum(row.dollars for row in rows) == pytest.approx(receipt_of(tmp_path)["spent"]["usd"])
