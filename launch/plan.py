@@ -37,8 +37,8 @@ from dora_jax.planning.decision import (
 from dora_jax.planning.front import budget_grid, fitted_front, measured_points
 from dora_jax.planning.next_measurement import Measurement, measure_next
 from dora_jax.planning.words import (
+    best_text,
     break_even_text,
-    chance_text,
     decided,
     measurement_text,
     region_text,
@@ -228,8 +228,9 @@ def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
         say(f"Within {TOLERANCE:g} point of the best:")
         for region in near_optimal(fitted, budget_usd, market):
             say(f"  {region_text(region)}")
-        say("\nWhere the winner changes:")
-        for found in break_evens(fitted, budget_usd, market):
+        turns = break_evens(fitted, budget_usd, market)
+        say("\nWhere the winner changes:" if turns else "\nWithout a curve no price can be moved.")
+        for found in turns:
             say(f"  {break_even_text(found)}")
     wanted = measure_next(fitted, budget_usd, market)
     say("\nMeasure next:" if wanted else "\nNo further run is needed for this decision.")
@@ -252,7 +253,7 @@ def _plans_table(best: Sequence[Plan], metric: str) -> Table:
             plan.arm,
             f"{plan.value:.1f}",
             f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
-            chance_text(plan.chance),
+            best_text(plan),
             f"{plan.labels:,}",
             f"{plan.label_usd:,.2f}",
             f"{plan.work_usd:,.2f}",

@@ -255,6 +255,7 @@ def test_a_single_run_names_the_runs_that_are_missing() -> None:
     (best, second) = plans(few, 200.0, MARKET)
     assert (best.strategy, best.measured, best.value) == ("distill", "points", 60.0)
     assert best.usd <= 200.0 and second.value == 40.0
+    assert break_evens(few, 200.0, MARKET) == []
     wanted = measure_next(few, 200.0, MARKET)
     names = ("annotate", "distill")
     assert [(w.arm, w.labels) for w in wanted] == [(a, n) for n in (150, 75, 300) for a in names]

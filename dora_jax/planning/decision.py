@@ -197,8 +197,10 @@ def break_evens(fitted: Fitted, budget_usd: float, market: Market) -> list[Break
     """The label price, device price and students a teacher at which the winner changes.
 
     Each is searched upwards and downwards from today's; what does not change the winner is told
-    as such, with the range that was searched.
+    as such, with the range that was searched. Single runs alone are no curve to search along.
     """
+    if all(isinstance(bands.central, Steps) for bands in fitted.bands):
+        return []
     unit = market.label_usd or 0.01
     label = (
         "label price",

@@ -21,6 +21,11 @@ def chance_text(chance: float) -> str:
     return "< 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
 
 
+def best_text(plan: Plan) -> str:
+    """The chance that a plan is the best; single runs say nothing of how seeds scatter."""
+    return "–" if plan.measured == "points" else chance_text(plan.chance)
+
+
 def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
     """The answer in two sentences."""
     if not best:
@@ -57,8 +62,8 @@ class Turn(NamedTuple):
 
 def turn(found: BreakEven) -> Turn:
     """Where the winner changes, or that it does not."""
-    form = {"label price": "${:,.3g} a label", "device price": "{:.3g} × today's"}
-    show = form.get(found.of, "{:.3g} students").format
+    form = {"label price": "${:,.3g}", "device price": "{:.3g} × today's"}
+    show = form.get(found.of, "{:.3g}").format
     low, high = (show(end) for end in found.searched)
     at, interval = f"no change from {low} to {high}", ""
     if found.at is not None:

@@ -37,6 +37,7 @@ CONFIG: Spec = {
         "titleColor": "var(--ink-2)",
         "labelFontSize": 12,
         "symbolSize": 110,
+        "symbolOpacity": 1,
         "title": None,
         "columns": 4,
     },
@@ -170,7 +171,7 @@ def stacked(name: str, title: str, rows: Sequence[Row], part: str, order: Sequen
                     "field": "part",
                     "type": "nominal",
                     "scale": {"domain": parts, "range": list(STACK_COLOURS[: len(parts)])},
-                    "legend": {"columns": 3},
+                    "legend": {"columns": 2},
                 },
                 "order": {"field": "order", "type": "quantitative"},
                 "tooltip": [
