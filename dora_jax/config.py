@@ -87,8 +87,8 @@ class LabelConfig:
     can lose at most. `no_repeat_ngram_size` is that of decoding: so many tokens never come twice
     in the same order (0: they may). `drawn_at` keeps entries drawn from the distribution at that
     temperature, for the `sample` estimator, instead of the largest (0). `sampling_temperature`
-    has the teacher draw its answers' tokens instead of taking the likeliest (0). Once
-    `refill_share` of a batch's rows have ended they take new texts (0: a batch ends as one).
+    has the teacher draw its answers' tokens instead of taking the likeliest (0). Where neither
+    is drawn, rows take new texts once `refill_share` of them have ended (0: a batch ends as one).
     """
 
     top_k: int = 64
@@ -115,12 +115,6 @@ class LabelConfig:
         require(
             0.0 <= self.refill_share <= 1.0,
             f"LabelConfig.refill_share = {self.refill_share}; it must lie in [0, 1].",
-        )
-        require(
-            not (self.refill_share and (self.drawn_at or self.sampling_temperature)),
-            f"LabelConfig.refill_share = {self.refill_share} with drawn_at = {self.drawn_at:g} and "
-            f"sampling_temperature = {self.sampling_temperature:g}: only greedy labels come out of "
-            "refilled rows. Set refill_share = 0, or both of them.",
         )
         require(
             bool(self.temperatures) and min(self.temperatures) > 0,

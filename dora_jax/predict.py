@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from dora_jax.model.sampling import Sampling, sample_decode
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import hosts, partitioning
 from dora_jax.parallel.mesh import data_shards
+from dora_jax.refilled import Labelled, labelled_in_refilled_rows
 from dora_jax.shapes import EOS_ID, PAD_ID, Examples
 
 Decoding = Sampling | BeamSearch | None  # None: greedy
@@ -51,13 +51,6 @@ def _batches(
     sharding = partitioning.batch_sharding(mesh)
     for batch in evaluation_batches(examples, batch_size, source_length, indices, widths):
         yield batch, partitioning.place(batch.encoder_tokens_BS, sharding)
-
-
-@contextlib.contextmanager
-def _split_over(mesh: Mesh) -> Iterator[None]:
-    """Inside, the logical axes that the network names are split over the mesh."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(partitioning.RULES.items())):
-        yield
 
 
 def decode(
@@ -104,7 +97,7 @@ def decode(
     with owned:
         for batch, tokens_BS in _batches(examples, batch_size, source_length, mesh, None):
             row_ids_B = (batch.indices_B + first_row_id).astype(np.int32)
-            with _split_over(mesh):
+            with partitioning.split_over(mesh):
                 tokens_BT = _decode_batch(
                     network,
                     params,
@@ -176,17 +169,17 @@ def label(
     """
     rows: dict[int, SoftRow] = {}
     params = params if forced else prepare(network, params)
-    chosen = config.batch_size, source_length, mesh, indices, config.widths
-    for batch, tokens_BS in _batches(examples, *chosen):
-        with _split_over(mesh):
-            targets_BT = (
-                _targets(examples, batch, target_length, tokens_BS.sharding) if forced else None
-            )
-            ids_B = batch.indices_B.astype(np.int32)
-            tokens_BT, soft = _label_batch(
-                network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B, scoring
-            )
-        tokens_BT, soft = hosts.fetch((tokens_BT, soft))
+    lengths = {"source_length": source_length, "target_length": target_length}
+    drawn = config.drawn_at or config.sampling_temperature
+    if config.refill_share and not forced and not drawn:
+        given = network, params, examples, indices, config
+        batches = labelled_in_refilled_rows(*given, **lengths, mesh=mesh)
+    else:
+        batches = _labelled(
+            network, params, examples, indices, config, forced, seed, scoring, **lengths, mesh=mesh
+        )
+    for batch in batches:
+        tokens_BT, soft = batch.tokens_BT, batch.soft
         for row, index in enumerate(batch.indices_B.tolist()):
             if index >= 0:
                 length = _length(tokens_BT[row], with_eos=True)
@@ -199,6 +192,34 @@ def label(
                 )
         after_batch(int((batch.indices_B >= 0).sum()))
     return [rows[index] for index in indices]
+
+
+def _labelled(
+    network: T5Config,
+    params: Params | Prepared,
+    examples: Examples,
+    indices: Sequence[int],
+    config: LabelConfig,
+    forced: bool,
+    seed: int,
+    scoring: Callable[[], AbstractContextManager[None]],
+    *,
+    source_length: int,
+    target_length: int,
+    mesh: Mesh,
+) -> Iterator[Labelled]:
+    """Batch after batch, each of which ends as one."""
+    chosen = config.batch_size, source_length, mesh, indices, config.widths
+    for batch, tokens_BS in _batches(examples, *chosen):
+        with partitioning.split_over(mesh):
+            targets_BT = (
+                _targets(examples, batch, target_length, tokens_BS.sharding) if forced else None
+            )
+            ids_B = batch.indices_B.astype(np.int32)
+            labels = _label_batch(
+                network, params, tokens_BS, targets_BT, target_length, config, seed, ids_B, scoring
+            )
+        yield Labelled(batch.indices_B, *hosts.fetch(labels))
 
 
 def _label_batch(
@@ -259,7 +280,7 @@ def score(
     outputs: list[np.ndarray] = [np.zeros(0, np.float32)] * len(examples)
     for batch, tokens_BS in _batches(examples, batch_size, source_length, mesh, None):
         targets_BT = _targets(examples, batch, target_length, tokens_BS.sharding)
-        with _split_over(mesh):
+        with partitioning.split_over(mesh):
             scores_BT = target_log_probabilities(network, params, tokens_BS, targets_BT)
         scores_BT = hosts.fetch(scores_BT)
         for row, index in enumerate(batch.indices_B.tolist()):

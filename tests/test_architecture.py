@@ -39,6 +39,7 @@ LEVELS = {
     "dora_jax.planning": 3,
     "dora_jax.annotators": 4,
     "dora_jax.checkpoints": 4,
+    "dora_jax.refilled": 4,
     "dora_jax.run_folders": 4,
     "dora_jax.tasks": 4,
     "dora_jax.predict": 5,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ class KeyValue(NamedTuple):
 class DecoderCache(NamedTuple):
     """What decoding one more token needs of the tokens before."""
 
-    position: jax.Array  # int32 scalar: the next one to decode
+    position: jax.Array  # int32: the next one to decode; a scalar, or [B]: each row's own
     past: tuple[KeyValue, ...]  # per layer, N = the most positions
 
 
@@ -78,7 +78,7 @@ class Prepared(NamedTuple):
     decoder: DecoderWeights
 
 
-class _Memory(NamedTuple):
+class Memory(NamedTuple):
     """The encoder's keys and values for one decoder layer."""
 
     keys_values: KeyValue
@@ -101,24 +101,39 @@ def make_step_fn(
       beams: rows that decode each source, side by side; the step takes B * beams tokens. The
         encoder's keys and values are kept once for all beams of a source.
     """
-    batch = encoder_tokens_BS.shape[0]
     prepared = params if isinstance(params, Prepared) else prepare(config, params)
+    memory = encode(config, prepared, encoder_tokens_BS)
+    cache = empty_cache(config, encoder_tokens_BS.shape[0] * beams, max_length)
+    return step_over(config, prepared, memory, max_length, beams), cache
+
+
+def empty_cache(config: T5Config, batch: int, max_length: int) -> DecoderCache:
+    """Of rows that begin together."""
+    shape = (batch, config.num_heads, max_length, config.head_dim)
+    empty_BHND = jnp.zeros(shape, product_dtype(config.dtype))
+    past = tuple(KeyValue(empty_BHND, empty_BHND) for _ in range(config.num_decoder_layers))
+    return DecoderCache(jnp.int32(0), past)
+
+
+def step_over(
+    config: T5Config,
+    prepared: Prepared,
+    memory: Sequence[Memory],
+    max_length: int,
+    beams: int = 1,
+) -> StepFn:
+    """The decoder's step over encoded sources; arguments as of `make_step_fn`."""
     weights, decoder = prepared.params, prepared.decoder
-    memory = _memory(config, weights, encoder_tokens_BS)
     bias_HX = _bias_by_distance(config, weights, max_length)
     embedding_VE = weights["token_embedder"]["embedding"]
-    empty_BHND = jnp.zeros(
-        (batch * beams, config.num_heads, max_length, config.head_dim), product_dtype(config.dtype)
-    )
-    past = tuple(KeyValue(empty_BHND, empty_BHND) for _ in decoder.layers)
 
     def step(tokens_B: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         t = cache.position
-        bias_HN = jax.lax.dynamic_slice_in_dim(bias_HX, max_length - 1 - t, max_length, axis=1)
+        bias_BHN = _bias_at(bias_HX, t)
         x_EB = as_written(embedding_VE[tokens_B].astype(config.dtype).T)
         past = []
         for layer, layer_past, layer_memory in zip(decoder.layers, cache.past, memory, strict=True):
-            mixed_EB, layer_past = _self_attention(config, layer, x_EB, layer_past, t, bias_HN)
+            mixed_EB, layer_past = _self_attention(config, layer, x_EB, layer_past, t, bias_BHN)
             x_EB = x_EB + mixed_EB
             x_EB = x_EB + _cross_attention(config, layer, x_EB, layer_memory, beams)
             x_EB = x_EB + _mlp(config, layer, x_EB)
@@ -129,7 +144,7 @@ def make_step_fn(
         logits_VB = _product(decoder.head_VE, x_EB, jnp.float32)
         return logits_VB.T, DecoderCache(t + 1, tuple(past))
 
-    return step, DecoderCache(jnp.int32(0), past)
+    return step
 
 
 def _split_by_heads(cache_BHND: jax.Array) -> jax.Array:
@@ -186,7 +201,11 @@ def _head(config: T5Config, params: Params) -> jax.Array:
     return params["logits_dense"]["kernel"].astype(config.dtype).T
 
 
-def _memory(config: T5Config, params: Params, encoder_tokens_BS: jax.Array) -> list[_Memory]:
+def encode(
+    config: T5Config, prepared: Prepared, encoder_tokens_BS: jax.Array
+) -> tuple[Memory, ...]:
+    """What every decoder layer sees of the sources, int32 padded with 0."""
+    params = prepared.params
     segments_BS = (encoder_tokens_BS != shapes.PAD_ID).astype(jnp.int32)
     encoded_BSE = T5(config).apply(
         {"params": params}, encoder_tokens_BS, segments_BS, method="encode"
@@ -206,10 +225,10 @@ def _memory(config: T5Config, params: Params, encoder_tokens_BS: jax.Array) -> l
         )
         return _split_by_heads(projected_BHSD.astype(config.dtype).astype(kept))
 
-    return [
-        _Memory(KeyValue(projected("key", i), projected("value", i)), bias_BS)
+    return tuple(
+        Memory(KeyValue(projected("key", i), projected("value", i)), bias_BS)
         for i in range(config.num_decoder_layers)
-    ]
+    )
 
 
 def _bias_by_distance(config: T5Config, params: Params, length: int) -> jax.Array:
@@ -229,6 +248,23 @@ def _bias_by_distance(config: T5Config, params: Params, length: int) -> jax.Arra
     return jnp.pad(back_HN, ((0, 0), (0, length - 1)), constant_values=MASKED)
 
 
+def _bias_at(bias_HX: jax.Array, position: jax.Array) -> jax.Array:
+    """Bias and mask of all keys at a position [1, H, N], or at each row's own [B, H, N]."""
+    length = (bias_HX.shape[1] + 1) // 2
+    start = length - 1 - position
+    if position.ndim == 0:
+        return jax.lax.dynamic_slice_in_dim(bias_HX, start, length, axis=1)[None]
+    return bias_HX[:, start[:, None] + jnp.arange(length)[None]].swapaxes(0, 1)
+
+
+def _written(past_BHND: jax.Array, new_BHD: jax.Array, position: jax.Array) -> jax.Array:
+    """With the new keys or values at their positions; behind the last one nothing is written."""
+    if position.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(past_BHND, new_BHD[:, :, None], position, axis=2)
+    rows_B = jnp.arange(len(past_BHND))
+    return past_BHND.at[rows_B, :, position].set(new_BHD, mode="drop", unique_indices=True)
+
+
 def _product(kernel_NK: jax.Array, x_KB: jax.Array, dtype: Any = None) -> jax.Array:
     """[N, B]. The barrier keeps XLA from turning the product round, which makes it slower."""
     dtype = dtype or x_KB.dtype
@@ -246,7 +282,7 @@ def _self_attention(
     x_EB: jax.Array,
     past: KeyValue,
     t: jax.Array,
-    bias_HN: jax.Array,
+    bias_BHN: jax.Array,
 ) -> tuple[jax.Array, KeyValue]:
     joined_JB = _product(layer.query_key_value_JE, _norm(config, x_EB, layer.self_norm_E))
     joined_JB = joined_JB.astype(product_dtype(config.dtype))
@@ -254,14 +290,14 @@ def _self_attention(
     query_BHD, key_BHD, value_BHD = (joined_H3DB[:, i].transpose(2, 0, 1) for i in range(3))
     past = KeyValue(
         *(
-            _split_by_heads(jax.lax.dynamic_update_slice_in_dim(old, new[:, :, None], t, axis=2))
+            _split_by_heads(_written(old, new, t))
             for old, new in zip(past, (key_BHD, value_BHD), strict=True)
         )
     )
     logits_BHN = jnp.einsum(
         "BHD,BHND->BHN", query_BHD, past.key_BHND, preferred_element_type=jnp.float32
     )
-    weights_BHN = jax.nn.softmax(logits_BHN + bias_HN[None]).astype(config.dtype)
+    weights_BHN = jax.nn.softmax(logits_BHN + bias_BHN).astype(config.dtype)
     mixed_BHD = jnp.einsum(
         "BHN,BHND->BHD", weights_BHN.astype(past.value_BHND.dtype), past.value_BHND
     )
@@ -270,7 +306,7 @@ def _self_attention(
 
 
 def _cross_attention(
-    config: T5Config, layer: LayerWeights, x_EB: jax.Array, memory: _Memory, beams: int
+    config: T5Config, layer: LayerWeights, x_EB: jax.Array, memory: Memory, beams: int
 ) -> jax.Array:
     """Q counts the beams here: all of them look at the keys of their one source."""
     query_JB = _product(layer.cross_query_JE, _norm(config, x_EB, layer.cross_norm_E))

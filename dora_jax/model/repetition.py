@@ -14,7 +14,7 @@ def without_repeats(
     Args:
       logits_BV: of the token at `position`.
       tokens_BT: int32, decoded so far; what stands at `position` and behind is not read.
-      position: int32 scalar.
+      position: int32, a scalar or each row's own [B].
       ngram_size: length of the sequences that may come once only; 0 allows all.
 
     Returns:
@@ -26,11 +26,12 @@ def without_repeats(
         return logits_BV
     batch, length = tokens_BT.shape
     before = ngram_size - 1  # tokens that stand before the one to choose
-    followed_BT = jnp.broadcast_to(jnp.arange(length) + before < position, tokens_BT.shape)
+    position_B1 = jnp.broadcast_to(position, (batch,))[:, None]
+    followed_BT = jnp.arange(length)[None] + before < position_B1
     for i in range(before):
         # The i-th of the last tokens, against the i-th token of every sequence.
-        last_B = jnp.take(tokens_BT, position - before + i, axis=1, mode="clip")
-        followed_BT &= jnp.roll(tokens_BT, -i, axis=1) == last_B[:, None]
+        last_B1 = jnp.take_along_axis(tokens_BT, position_B1 - before + i, axis=1, mode="clip")
+        followed_BT &= jnp.roll(tokens_BT, -i, axis=1) == last_B1
     ends_BT = jnp.where(followed_BT, jnp.roll(tokens_BT, -before, axis=1), logits_BV.shape[1])
     rows_B1 = jnp.arange(batch)[:, None]
     return logits_BV.at[rows_B1, ends_BT].set(-jnp.inf, mode="drop")
