@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .ONESHELL:
 .SHELLFLAGS := -eu -c
 .DEFAULT_GOAL := help
-.PHONY: help run test lint wheel wheel-test engine-test tpu-plans clean
+.PHONY: help run test test-slow lint wheel wheel-test engine-test tpu-plans clean
 
 ARGS ?=
 # The version on which everything is tested comes first.
@@ -21,8 +21,12 @@ run: .venv/.base ## the whole job on gin/wlp_distill.gin; ARGS="--gin.NAME=value
 
 # Two workers: most of a test's time is Python tracing and compiling on one core. Files stay whole,
 # since their fixtures are shared.
-test: .venv/.test ## the tests; ARGS="-k name" chooses some
-	@exec .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: .venv/.test ## the tests but the slow ones; ARGS="-k name" chooses some
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+# One after the other: most of them start processes of their own.
+test-slow: .venv/.test ## the slow tests: whole runs, many processes, a browser, a scheduler
+	@exec .venv/bin/python -m pytest -m slow $(ARGS)
 
 # pyright knows no mapped packages (dora_jax.tasks is tasks/), so it reads a copy in which they
 # lie where they are imported from; its output names the files as they are here.
