@@ -28,7 +28,7 @@ def write_sweep(folder: Path, places: tuple[int, ...] = PLACES, seeds: int = 2) 
                 run = write_run(
                     folder / f"{strategy}-{labels}-{seed}",
                     (strategy,),
-                    seconds=seconds,
+                    seconds={**seconds},
                     labels=labels,
                     seed=seed,
                     values=values,

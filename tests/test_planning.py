@@ -212,7 +212,7 @@ def known_break_even(budget: float) -> float:
             truth("annotate", min(annotate, 2000.0)) - truth("distill", min(distill, 2000.0))
         )
 
-    return float(optimize.brentq(lead, 0.2, 5.0))
+    return optimize.root_scalar(lead, bracket=(0.2, 5.0), method="brentq").root
 
 
 def test_the_break_even_label_price_is_the_known_one() -> None:
@@ -221,7 +221,8 @@ def test_the_break_even_label_price_is_the_known_one() -> None:
     label = next(b for b in found if b.of == "label price")
     assert label.winner == "distill"
     assert label.at == pytest.approx(known_break_even(500.0), rel=0.03)
-    assert label.interval is not None and label.interval[0] <= label.at <= label.interval[1]
+    assert label.at is not None and label.interval is not None
+    assert label.interval[0] <= label.at <= label.interval[1]
 
 
 def test_dearer_devices_and_shared_teachers_change_the_winner_where_they_should() -> None:

@@ -253,7 +253,8 @@ def _break_even(
     chance = len(there_R) / len(crossings_R)
     if crossing is None:
         return BreakEven(of, now, None, None, chance, "", searched)
-    place = float(optimize.brentq(lead, walk[crossing - 1], walk[crossing], xtol=1e-6 * now))
+    ends = walk[crossing - 1], walk[crossing]
+    place = optimize.root_scalar(lead, bracket=ends, method="brentq", xtol=1e-6 * now).root
     taker = max(others, key=lambda i: fitted.expected(i, budget_usd, at(walk[crossing])))
     interval = None
     if chance >= 0.5:

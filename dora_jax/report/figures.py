@@ -57,7 +57,8 @@ def pareto(points: Sequence[Row], curves: Sequence[Row], metric: str, budget: fl
     x = _log_axis("usd", "dollars (labels and compute)", min(usd), max(usd), "$,.4~g")
     colour, shape = _by_strategy([*points, *curves])
     lines = _curve_layers(curves, x, _value_axis(metric), colour)
-    tooltip = _tooltip("strategy", ("runs", "run"), ("labels", "labels", ",")) + [
+    tooltip = _tooltip("strategy", ("runs", "run")) + [
+        {"field": "labels", "title": "labels", "type": "quantitative", "format": ","},
         {"field": "usd", "title": "dollars", "type": "quantitative", "format": "$,.2f"},
         *_value_tooltip(metric),
     ]
@@ -324,14 +325,10 @@ def strategy_colour(strategy: str) -> str:
     return f"strategy-{_place(strategy)}"
 
 
-def _tooltip(*fields: str | tuple[str, ...]) -> list[Spec]:
+def _tooltip(*fields: str | tuple[str, str]) -> list[Spec]:
+    """Texts under the mouse: fields, or (field, title)."""
     named = [(each, each) if isinstance(each, str) else each for each in fields]
-    return [
-        {"field": each[0], "title": each[1], "type": "quantitative", "format": each[2]}
-        if len(each) > 2
-        else {"field": each[0], "title": each[1], "type": "nominal"}
-        for each in named
-    ]
+    return [{"field": field, "title": title, "type": "nominal"} for field, title in named]
 
 
 def _value_tooltip(metric: str) -> list[Spec]:
