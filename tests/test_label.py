@@ -56,7 +56,7 @@ def test_ids_that_only_the_teacher_has_are_never_labelled(tmp_path: Path, tied: 
         labels = label(context, store, within(context, teacher, NETWORK.vocab_size), how)
         whole = teacher.params(context)
         student = weights.Start(NETWORK, "narrow", lambda: init_params(NETWORK, 1, context.mesh))
-        distill(context, store, student, labels, short)  # reads ids and loss: a wrong id is not finite
+        distill(context, store, student, labels, short)  # a wrong id would give no finite loss
 
     reader = SoftLabelReader.open(labels, {})
     assert reader.header.vocabulary_size == NETWORK.vocab_size
