@@ -25,10 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dora_jax.launch.command_line import EXIT_BUDGET, EXIT_INTERRUPTED
+from dora_jax.launch.command_line import EXIT_BUDGET, EXIT_INTERRUPTED, exit_status
 
 HEARTBEAT_SECONDS = 15  # JAX's own 100 would let the other hosts cost money for so long
-SHUTDOWN_SECONDS = 20  # hosts that are done wait so long for each other
 LEAVING_SECONDS = 2
 JOINING_SECONDS = 300  # hosts of one job may start minutes apart
 
@@ -38,6 +37,8 @@ STOP_SIGNAL = signal.SIGUSR1
 _WORKER_OF = "DORA_JAX_WORKER_NAMES_FILE"
 _KEPT_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
+# How a collective tells that a peer is gone: gloo, NCCL, gRPC.
+_BROKEN = r"Gloo .* failed|NCCL|[Cc]onnection (closed|reset|refused)|[Ss]ocket closed|UNAVAILABLE"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +116,6 @@ def join(flags: argparse.Namespace) -> None:
             process_id=flags.process_id,
             initialization_timeout=JOINING_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -147,7 +147,7 @@ def _host_names() -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
 
 
-def work(run: Callable[[], int]) -> int:
+def work(run: Callable[[], int], debug: bool) -> int:
     """Runs the worker's part, and leaves the others as its end demands.
 
     All hosts of a run that is done or stopped end together. One that fails ends at once: at its
@@ -156,9 +156,10 @@ def work(run: Callable[[], int]) -> int:
 
     Args:
       run: returns the exit status.
+      debug: as `exit_status` takes it.
     """
     try:
-        status = _named_by_jax(run)
+        status = exit_status(lambda: _named_by_jax(run), debug)
     except Exception:
         traceback.print_exc()
         status = 1
@@ -185,8 +186,8 @@ def _named_by_jax(run: Callable[[], int]) -> int:
 
     try:
         return run()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # JAX raises either
+        if not re.search(_BROKEN, str(error)):
             raise
         sys.stderr.write(f"a computation over all hosts broke: {str(error).splitlines()[0]}\n")
         sys.stderr.flush()

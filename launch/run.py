@@ -58,11 +58,8 @@ it; prints quality and dollars. The same command again goes on where it stopped.
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, 2 after an error, 3 at the budget, 75 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run() -> int:
-        return exit_status(lambda: _run(given), debug="--debug" in given)
-
-    return hosts.work(run) if hosts.is_worker() else run()
+    start = hosts.work if hosts.is_worker() else exit_status
+    return start(lambda: _run(given), "--debug" in given)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -308,11 +308,16 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     assert process.stdout is not None
     worker = Path("/proc") / process.stdout.readline().strip()
     process.kill()
-    process.communicate()
+    process.wait()  # communicate() would wait for the worker, which holds the same pipe
     until = time.monotonic() + 10
-    while worker.exists() and "Z" not in (worker / "stat").read_text().rpartition(")")[2][:3]:
-        assert time.monotonic() < until
-        os.sched_yield()
+    try:
+        while worker.exists() and "Z" not in (worker / "stat").read_text().rpartition(")")[2][:3]:
+            assert time.monotonic() < until
+            os.sched_yield()
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def _of_rows(
 ) -> tuple[list[Example], Placement]:
     """The examples that lie in some rows, and their places counted from the first of these."""
     inside_N = (placement.row_N >= rows.start) & (placement.row_N < rows.stop)
-    return [examples[i] for i in np.flatnonzero(inside_N)], Placement(
+    return [examples[i] for i in np.flatnonzero(inside_N).tolist()], Placement(
         placement.row_N[inside_N] - rows.start,
         placement.segment_N[inside_N],
         placement.source_start_N[inside_N],
