@@ -194,11 +194,11 @@ def one_example_a_row(loader: PackedLoader, step: int) -> Seq2SeqBatch:
     examples = loader.examples(step)
     rows = np.arange(len(examples))
     placement = Placement(rows, np.ones_like(rows), 0 * rows, 0 * rows, len(rows))
-    widths = (
+    source_length, target_length = (
         -(-max(len(getattr(example, side)) for example in examples) // WIDTH) * WIDTH
         for side in ("source", "target")
     )
-    return fill(examples, placement, len(rows), *widths)
+    return fill(examples, placement, len(rows), source_length, target_length)
 
 
 def gradients(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from dora_jax.config import LabelConfig, T5Config
 from dora_jax.data.loader import EvaluationBatch, evaluation_batches
 from dora_jax.model import refilling
-from dora_jax.model.decode import SoftLabels
 from dora_jax.model.decoder_step import Prepared
 from dora_jax.model.refilling import Labelling
 from dora_jax.parallel import hosts, partitioning
@@ -26,7 +25,7 @@ class Labelled(NamedTuple):
 
     indices_B: np.ndarray  # int64, the examples' places in the split; -1 marks a filler row
     tokens_BT: np.ndarray  # int32, zero after EOS
-    soft: SoftLabels
+    soft: Any  # their `SoftLabels`, as numpy arrays
 
 
 def labelled_in_refilled_rows(

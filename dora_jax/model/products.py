@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,6 @@ def product_dtype(dtype: Any) -> Any:
     return jnp.float32 if _on_cpu() else dtype
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matrix_product(x_NI: jax.Array, kernel_IO: jax.Array, dtype: Any) -> jax.Array:
     """x @ kernel, with the kernel in the activations' dtype.
 
@@ -55,6 +54,11 @@ def matrix_product(x_NI: jax.Array, kernel_IO: jax.Array, dtype: Any) -> jax.Arr
       kernel_IO: float32.
       dtype: of the result.
     """
+    return cast(jax.Array, _differentiable(x_NI, kernel_IO, dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _differentiable(x_NI: jax.Array, kernel_IO: jax.Array, dtype: Any) -> jax.Array:
     return _rounded(x_NI, kernel_IO.astype(x_NI.dtype), (1, 0), dtype)
 
 
@@ -71,7 +75,7 @@ def _backward(dtype: Any, residuals: Any, grad_NO: jax.Array) -> tuple[jax.Array
     return grad_x_NI, _rounded(x_NI, grad_NO, (0, 0), kernel_IO.dtype)
 
 
-matrix_product.defvjp(_forward, _backward)
+_differentiable.defvjp(_forward, _backward)
 
 
 def _rounded(one: jax.Array, other: jax.Array, summed: tuple[int, int], dtype: Any) -> jax.Array:
