@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_sweep import value, write_sweep
-from synthetic_runs import write_run
+from synthetic_runs import edit_json, write_run
 
 from dora_jax.launch import plan
 from dora_jax.launch.plan_input import Prices, choose, read_records
@@ -84,6 +84,10 @@ def test_one_run_says_what_to_measure(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_unfinished_and_broken_runs_are_named_and_left_out(tmp_path: Path) -> None:
     write_run(tmp_path / "good", values={"distill": 30.0})
     write_run(tmp_path / "cut", status="stopped")
+    capped = write_run(tmp_path / "capped", values={"distill": 20.0})
+    manifest = capped / "evaluate-distill" / "manifest.json"
+    outputs = json.loads(manifest.read_text())["outputs"] | {"stopped_by": "its cap"}
+    edit_json(manifest, outputs=outputs)
     bad = write_run(tmp_path / "bad", values={"distill": 99.0})
     (bad / "config.json").write_text("{")
     (result,), remarks = (lambda c: (c.results, c.remarks))(
@@ -91,6 +95,7 @@ def test_unfinished_and_broken_runs_are_named_and_left_out(tmp_path: Path) -> No
     )
     assert (result.name, result.value) == ("good", 30.0)
     assert any("cut (distill) is stopped" in remark for remark in remarks)
+    assert any("capped (distill) is budget: its cap" in remark for remark in remarks)
 
 
 def test_compute_without_a_price_is_told(tmp_path: Path) -> None:
