@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,8 @@ def _quality(scores: Scores | None) -> dict[str, Any]:
 def _costs(folder: RunFolder, strategy: str, users: _Users) -> dict[str, Any]:
     needed = [row for row in folder.rows if row.stage in STAGES.get(strategy, ())]
     work = [row for row in needed if row.device_kind]
-    by_stage, by_phase = Counter[str](), Counter[str]()
+    by_stage: defaultdict[str, float] = defaultdict(float)
+    by_phase: defaultdict[str, float] = defaultdict(float)
     for row in work:
         by_stage[row.stage] += row.dollars
         seconds = sum(row.seconds.values())

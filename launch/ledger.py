@@ -259,8 +259,9 @@ def _value(group: Sequence[RunRecord]) -> str:
 
 def _spread(group: Sequence[RunRecord], of: Callable[[RunRecord], float]) -> str:
     values = [of(record) for record in group]
-    mean = f"{statistics.fmean(values):,.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):,.2f}"
+    mean = statistics.fmean(values)
+    form = ",.2f" if mean >= 1 else ",.4f"  # a rehearsal's compute is cents
+    return f"{mean:{form}}" + (f" ± {statistics.stdev(values):{form}}" if values[1:] else "")
 
 
 def _mean(group: Sequence[RunRecord], of: Callable[[RunRecord], float | None], form: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gin import config_parser
+from gin.config import config_parser  # `from gin` sends type checkers to gin/
 
 from dora_jax.launch import run_files
 from dora_jax.launch.gin_config import Override
@@ -22,7 +22,9 @@ class _Reference(str):
         return str(self)
 
 
-class _AsWritten(config_parser.ParserDelegate):
+class AsWritten(config_parser.ParserDelegate):
+    """Takes references and macros for what they are called; nothing need be registered."""
+
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
         return _Reference(f"@{scoped_configurable_name}{'()' if evaluate else ''}")
 
@@ -50,7 +52,7 @@ def read_axes(path: Path, overrides: Sequence[Override] = ()) -> list[Axis]:
     given = [piece for piece, o in zip(given, overrides, strict=True) if is_axis(o.name)]
     for file, text in [*run_files.read(path), *given]:
         try:
-            statements = list(config_parser.ConfigParser(text, _AsWritten()))
+            statements = list(config_parser.ConfigParser(text, AsWritten()))
         except SyntaxError as error:
             raise ValueError(f"{file}: {error}") from error
         for statement in statements:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_run(
     directory: Path,
     strategies: tuple[str, ...] = ("distill",),
     *,
-    seconds: dict[str, float] | None = None,
+    seconds: Mapping[str, float] | None = None,
     labels: int = 100,
     seed: int = 0,
     values: dict[str, float] | None = None,
@@ -51,8 +52,8 @@ def write_run(
     `shared_stages` lie in `shared`, where they are billed if `seconds` names them.
     """
     if seconds is None:
-        seconds = DISTILL_SECONDS if "distill" in strategies else {}
-        seconds = seconds | (ANNOTATE_SECONDS if "annotate" in strategies else {})
+        of_distill = DISTILL_SECONDS if "distill" in strategies else {}
+        seconds = of_distill | (ANNOTATE_SECONDS if "annotate" in strategies else {})
     directory.mkdir(parents=True)
     config = RunConfig("", "rehearsal", seed, strategies, DataConfig(num_labels=labels), **settings)
     write_json(directory / "config.json", to_dict(config))

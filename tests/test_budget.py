@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_what_would_fit_is_told_to_the_label_and_the_update() -> None:
 
 @pytest.mark.parametrize(
     ("budget_usd", "labels", "steps_share"),
-    [(25.3, 0, 0.0), (30.0, 0, 0.15), (31.0, 4, 0.2), (1000.0, 100, 0.95)],
+    [(25.3, 0, 0.0), (30.0, 0, 0.15), (30.3, 1, 0.15), (31.0, 4, 0.2), (1000.0, 100, 0.95)],
 )
 def test_each_change_is_told_if_it_suffices(
     budget_usd: float, labels: int, steps_share: float
@@ -161,10 +162,8 @@ class TickingClock:
 
 @pytest.fixture
 def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(path: Path, **settings: object) -> Meter:
+    def make(path: Path, is_billed: Callable[[str], bool], **_: object) -> Meter:
         clock = TickingClock()
-        is_billed = settings["is_billed"]
-        assert callable(is_billed)
         return Meter(
             path, is_billed=is_billed, clock=clock, process_started=0.0, persist_every_seconds=0
         )

@@ -240,6 +240,9 @@ def test_a_broken_run_is_a_record_and_hides_no_other(tmp_path: Path, name: str) 
     if name in ("settings", "other settings", "receipt", "meter", "scores", "wrong scores"):
         failed = [r for r in records if r.name == "broken" and r.status == "failed"]
         assert failed and all(record.reason and record.value is None for record in failed)
+    if name == "torn receipt":  # the next start mends it; the rows before it stand
+        (torn,) = [r for r in records if r.name == "broken" and r.strategy == "distill"]
+        assert (torn.status, torn.compute_dollars) == ("finished", pytest.approx(14.20))
     assert (broken / "ledger.jsonl").read_bytes() == receipt  # reading mends nothing
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import threading
 import time
 from pathlib import Path
@@ -50,8 +49,8 @@ def test_a_students_own_stage_and_one_begun_alone_are_not_shared(tmp_path: Path)
 def test_who_needs_a_stage_at_work_waits_or_stops(tmp_path: Path) -> None:
     told: list[str] = []
     stop = StopRequest()
-    with open(tmp_path / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shared.held(tmp_path, StopRequest(), told.append):
+        assert told == []
         stop.ask("SIGTERM")
         with pytest.raises(Interrupted), shared.held(tmp_path, stop, told.append):
             raise AssertionError
