@@ -254,6 +254,10 @@ class RunContext:
         Raises:
           ValueError: it costs more than the budget allows.
         """
+        hosts.on_first(lambda: self._enter(row, lower))
+        self._sum_up()
+
+    def _enter(self, row: ledgers.LedgerRow, lower: str) -> None:
         if self.ledger.has(row.row_id):
             return
         left_usd = max(self.budget.cap_usd - self.spent_usd(), 0.0)
@@ -265,7 +269,6 @@ class RunContext:
                 f"nothing else. Raise BUDGET_USD, or lower {lower}."
             )
         self.ledger.append(row)
-        self._sum_up()
 
     def label_price(self) -> Price:
         price_usd = self.config.cost.price_usd_per_label
