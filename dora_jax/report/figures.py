@@ -152,10 +152,11 @@ def stacked(name: str, title: str, rows: Sequence[Row], part: str, order: Sequen
       name, title: of the figure.
       rows: {"group", "part", "usd"}, the groups in the order they are shown in.
       part: what the parts are called.
-      order: of the parts.
+      order: of the parts; those that it does not name come last.
     """
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    parts = [each for each in order if any(row["part"] == each for row in rows)]
+    there = dict.fromkeys(row["part"] for row in rows)
+    parts = list(dict.fromkeys(each for each in (*order, *there) if each in there))
     spec = _figure(
         {
             "data": {"values": [{**row, "order": parts.index(row["part"])} for row in rows]},
