@@ -212,21 +212,23 @@ def transformers_labelling(sizes: Setting) -> dict[str, Any]:
     import transformers
 
     network, device = sizes.teacher, "cuda" if torch.cuda.is_available() else "cpu"
-    config = transformers.T5Config(
-        vocab_size=network.vocab_size,
-        d_model=network.emb_dim,
-        d_kv=network.head_dim,
-        d_ff=network.mlp_dim,
-        num_layers=network.num_encoder_layers,
-        num_decoder_layers=network.num_decoder_layers,
-        num_heads=network.num_heads,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
+    config = transformers.T5Config.from_dict(
+        {
+            "vocab_size": network.vocab_size,
+            "d_model": network.emb_dim,
+            "d_kv": network.head_dim,
+            "d_ff": network.mlp_dim,
+            "num_layers": network.num_encoder_layers,
+            "num_decoder_layers": network.num_decoder_layers,
+            "num_heads": network.num_heads,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+        }
     )
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
-        model = transformers.T5ForConditionalGeneration(config).eval()
+        model: Any = transformers.T5ForConditionalGeneration(config).eval()
     torch.set_default_dtype(torch.float32)
     examples, batch = texts(sizes), min(128, sizes.texts)
     rows = sorted((examples.source(i) for i in range(len(examples))), key=len, reverse=True)
@@ -270,7 +272,7 @@ def distillation(sizes: Setting) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", default="-", help="file, or - for the terminal")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, for a CPU")
     flags = parser.parse_args(arguments)

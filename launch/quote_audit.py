@@ -105,7 +105,9 @@ def audit_of(config: RunConfig, rows: Sequence[LedgerRow], directory: Path) -> A
 
 def audit(found: Audit) -> str:
     """The audit as a table, in seconds and dollars of compute."""
-    rows = [("stage", "quoted, s", "billed, s", "billed/quoted", "quoted, $", "billed, $")]
+    rows: list[tuple[str, ...]] = [
+        ("stage", "quoted, s", "billed, s", "billed/quoted", "quoted, $", "billed, $")
+    ]
     for stage in found.stages:
         rows.append(
             _cells(

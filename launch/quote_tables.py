@@ -64,7 +64,7 @@ def _headline(one: Offer) -> str:
 def _stages(one: Offer) -> str:
     spot = {stage.stage: stage for stage in one.spot.stages} if one.spot else {}
     heads = (*_STAGE_HEADS, "hours", "$ on demand", "$ spot")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for stage in one.on_demand.stages:
         rows.append(_cells(stage, spot.get(stage.stage)))
     quote = one.on_demand
@@ -103,7 +103,7 @@ def _cells(stage: StageQuote, spot: StageQuote | None) -> tuple[str, ...]:
 
 def _summary(offers: Sequence[Offer]) -> str:
     heads = ("hardware", "fits", "GB/device", "hours", "$ on demand", "$ spot", "$/1,000 labelled")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for one in offers:
         quote, fits = one.on_demand, one.on_demand.fits
         rows.append(

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
     runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
+import importlib
 import os
 import time
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def topology_devices(name: str) -> list[Any]:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     try:
-        import libtpu  # noqa: F401
+        importlib.import_module("libtpu")
     except ModuleNotFoundError:
         raise ValueError(
             "Compiling for TPUs needs libtpu, which `make tpu-plans` installs and uses. Without it "
@@ -200,7 +201,7 @@ def plan(config: RunConfig, name: str, stage: str, hlo: str | None = None) -> Pl
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     if hlo:
         Path(hlo).mkdir(parents=True, exist_ok=True)
         Path(hlo, f"{name}-{stage}.txt").write_text(text, encoding="utf-8")
@@ -234,12 +235,12 @@ def _lowered_update(config: RunConfig, work: StageWork, mesh: Mesh) -> Any:
     optimizer = make_optimizer(work.train.optimizer, work.train.train_steps)
     shardings = step.state_shardings(work.network, optimizer, mesh)
     params = step.abstract_params(work.network, mesh)
-    state = step.TrainState(
+    counters: tuple[Any, Any] = (
         jax.ShapeDtypeStruct((), jnp.int32),
-        params,
-        jax.eval_shape(optimizer.init, params),
         jax.ShapeDtypeStruct((), jnp.uint32),
     )
+    opt_state = jax.eval_shape(optimizer.init, params)
+    state = step.TrainState(counters[0], params, opt_state, counters[1])
     batch = _batch(config, work, jnp)
     train_step = step.make_train_step(step.make_loss_fn(work.network, work.train), optimizer)
     batch_sharding = jax.tree.map(lambda _: partitioning.batch_sharding(mesh), batch)
@@ -258,7 +259,7 @@ def _batch(config: RunConfig, work: StageWork, jnp: Any) -> Any:
 
     from dora_jax.shapes import Seq2SeqBatch
 
-    def side(length: int, dtype: Any = jnp.int32, *rest: int) -> jax.ShapeDtypeStruct:
+    def side(length: int, dtype: Any = jnp.int32, *rest: int) -> Any:
         return jax.ShapeDtypeStruct((work.rows, length, *rest), dtype)
 
     source, target = side(work.source_length), side(work.target_length)

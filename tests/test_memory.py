@@ -55,12 +55,9 @@ def temporary_bytes(network: T5Config, train: TrainConfig, rows: int, tokens: in
     """Of a compiled update, with its state donated."""
     optimizer = make_optimizer(train.optimizer, 10)
     params = step.abstract_params(network, ONE_DEVICE)
-    state = step.TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
-        params,
-        jax.eval_shape(optimizer.init, params),
-        jax.ShapeDtypeStruct((), jnp.uint32),
-    )
+    counter: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    seed: Any = jax.ShapeDtypeStruct((), jnp.uint32)
+    state = step.TrainState(counter, params, jax.eval_shape(optimizer.init, params), seed)
     update = step.make_train_step(step.make_loss_fn(network, train), optimizer)
     batch = make_batch(rows, tokens, tokens)
     compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
