@@ -67,6 +67,7 @@ def temporary_bytes(network: T5Config, train: TrainConfig, rows: int, tokens: in
     return memory.temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
 def test_an_update_makes_one_tree_more_than_its_state(name: str) -> None:
     """The gradients. A tree of updates, or the sum of microbatches, would be another one."""
@@ -75,11 +76,12 @@ def test_an_update_makes_one_tree_more_than_its_state(name: str) -> None:
     assert tree < temporary_bytes(DEEP, train, rows=2, tokens=2) < 1.3 * tree
 
 
+@pytest.mark.slow
 def test_microbatches_save_what_a_layer_holds() -> None:
     network = dataclasses.replace(DEEP, num_encoder_layers=2, num_decoder_layers=2)
     train = TrainConfig(dropout_rate=0.0)
-    whole = temporary_bytes(network, train, rows=16, tokens=32)
-    turns = temporary_bytes(network, dataclasses.replace(train, microbatches=8), 16, 32)
+    whole = temporary_bytes(network, train, rows=16, tokens=64)
+    turns = temporary_bytes(network, dataclasses.replace(train, microbatches=8), 16, 64)
     assert turns < 0.6 * whole
 
 

@@ -68,7 +68,7 @@ def test_help_is_complete() -> None:
         assert f"  {setting.name} = {setting.default}\n      {setting.meaning}\n" in out
     assert "distill/TrainConfig" in out
     assert "--scale" in out
-    assert out.count("python launch/run.py --gin_file=gin/wlp_distill.gin") == 2
+    assert out.count("python launch/run.py --gin_file=gin/wlp_distill.gin") == 3  # examples
 
 
 def test_without_installation_it_says_how_to_install() -> None:
@@ -255,6 +255,7 @@ def a_result(name: str, **changes: object) -> Result:
         "labels": 1300,
         "label_dollars": 338.0,
         "compute_dollars": 1.5,
+        "shared_dollars": 0.0,
         "device_hours": 0.8,
         "tokens_per_second": 4321.4,
         "tokens_per_dollar": 98765.4,

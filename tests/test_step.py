@@ -67,6 +67,9 @@ def make_batch(with_soft: bool = False) -> Seq2SeqBatch:
     )
 
 
+pytestmark = pytest.mark.usefixtures("compiled_cheaply")
+
+
 @pytest.fixture(scope="module")
 def params() -> Any:
     """On the host, so that no test can donate another one's."""
