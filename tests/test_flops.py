@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from dora_jax.config import T5Config
 from dora_jax.cost.flops import (
@@ -14,6 +20,7 @@ from dora_jax.cost.flops import (
     parameter_count,
     training_flops,
 )
+from dora_jax.model.t5 import T5, abstract_params, plain_batch
 
 V1_0_SMALL = T5Config(
     num_heads=8,
@@ -133,3 +140,36 @@ def test_mfu_is_the_share_of_all_devices_peak():
 def test_mfu_is_unknown_where_the_peak_is():
     assert mfu(1e12, seconds=1, device_kind="cpu") is None
     assert mfu(1e12, seconds=0, device_kind="NVIDIA H200") is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_count_is_that_of_xla_for_an_unrolled_network(tied: bool) -> None:
+    """XLA counts a loop's body once, so that only unrolled layers are all counted."""
+    network = T5Config(
+        vocab_size=1024,
+        emb_dim=256,
+        num_heads=4,
+        num_encoder_layers=3,
+        num_decoder_layers=2,
+        mlp_dim=512,
+        logits_via_embedding=tied,
+        scan_unroll=3,
+    )
+    rows, source, target = 4, 48, 32
+    tokens = [jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (source, target)]
+    batch, params = jax.eval_shape(plain_batch, *tokens), nn.unbox(abstract_params(network))
+
+    def logits(params: Any, batch: Any) -> jax.Array:
+        return cast(jax.Array, T5(network).apply({"params": params}, batch))
+
+    def counted_by_xla(function: Callable[..., Any]) -> float:
+        analysis = jax.jit(function).lower(params, batch).cost_analysis()
+        assert isinstance(analysis, dict)
+        return analysis["flops"]
+
+    # XLA multiplies what a causal mask throws away, too.
+    pairs = rows * source * source, rows * target * target, rows * source * target
+    counts = TokenCounts(rows * source, rows * target, *pairs)
+    gradient = jax.grad(lambda params, batch: logits(params, batch).sum())
+    assert counted_by_xla(logits) == pytest.approx(forward_flops(network, counts), rel=0.01)
+    assert counted_by_xla(gradient) == pytest.approx(training_flops(network, counts), rel=0.02)
