@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dora_jax.config import LLM_STRATEGIES, ModelSource
 from dora_jax.cost.budget import BudgetReached
-from dora_jax.cost.charging import PRETRAIN
+from dora_jax.cost.charging import PRETRAIN, buys_labels
 from dora_jax.cost.charging import STAGES as STAGES
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
@@ -60,7 +60,7 @@ def _carry_out(context: RunContext) -> None:
     store = prepare(context)
     # First of all: a file that is missing would make useless what else is paid.
     from_llm = llm_labels(context, store) if {*wanted} & {*LLM_STRATEGIES} else None
-    if not {*wanted} <= {PRETRAIN, "llm"}:  # llm pays for the human labels that it shows
+    if buys_labels(wanted):
         context.buy_labels(len(store.examples("train")))
     student = _start(context, store, context.config.student, "student")
     if PRETRAIN in wanted:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dora_jax.config import ModelSource, RunConfig
 from dora_jax.cost.affordable import Bill, Unaffordable, fitting, refusal, with_steps
-from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE
+from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE, buys_labels
 from dora_jax.cost.hardware import parse_devices
 from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import quote_run
@@ -194,7 +194,7 @@ def quoted(plan: Plan, hardware: str) -> list[Bill]:
         price = cost.price_usd_per_label
         if price < 0:
             price = book.label_price(run.config.data.task).usd
-        bought = 0 if run.config.strategies == (PRETRAIN,) else run.config.data.num_labels
+        bought = run.config.data.num_labels if buys_labels(run.config.strategies) else 0
         bills.append(Bill(max(bought, 0) * price, compute))
     return bills
 

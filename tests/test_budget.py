@@ -12,7 +12,7 @@ import pytest
 from tiny_run import TRAIN, manifest_of, open_run, read_rows, tiny_config
 
 from dora_jax import strategies
-from dora_jax.config import CostConfig, DataConfig, RunConfig, TrainConfig
+from dora_jax.config import CostConfig, DataConfig, LlmConfig, RunConfig, TrainConfig
 from dora_jax.cost.affordable import fitting, refusal
 from dora_jax.cost.budget import SAVE, UNMEASURED_SHARE, UPDATE, VALIDATE, Budget
 from dora_jax.cost.meter import Meter
@@ -121,6 +121,15 @@ def test_what_would_fit_is_told_to_the_label_and_the_update() -> None:
     assert "quoted at $55.00 ($25.00 for labels, up to $30.00 for compute)" in told
     assert "BUDGET_USD of 55.00; or NUM_LABELS = 40; or TEACHER_TRAIN_STEPS = 500 with" in told
     assert "ANNOTATE_TRAIN_STEPS = 500" in told and "Nothing was spent" in told
+
+
+def test_labels_of_a_language_model_need_no_human_ones() -> None:
+    llm = LlmConfig(labels="labels.jsonl", train=PHASE)
+    config = dataclasses.replace(PLANNED, strategies=("llm",), llm=llm)
+    found = fitting(config, 5.0, 0.25, lambda run: 0.01 * run.llm.train.train_steps)
+    assert (found.bill, found.labels, found.steps_share) == ((0.0, 10.0), 0, 0.5)
+    told = refusal(found, 5.0, config)
+    assert told.endswith("What would fit: BUDGET_USD of 10.00; or LLM_TRAIN_STEPS = 500.")
 
 
 @pytest.mark.parametrize(

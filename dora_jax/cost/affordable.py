@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dora_jax.config import RunConfig
+from dora_jax.config import RunConfig, TrainConfig
+from dora_jax.cost.charging import buys_labels
 
-# The phases of training whose updates are scaled together.
-_TRAINED = ("teach", "annotate", "distill")
 _SHARES = tuple(share / 100 for share in range(95, 0, -5))
 
 
@@ -54,7 +53,7 @@ def fitting(
       usd_per_label: of a human label.
       quote: dollars of compute of a run.
     """
-    labels = max(config.data.num_labels, 0)
+    labels = max(config.data.num_labels, 0) if buys_labels(config.strategies) else 0
     bill = Bill(labels * usd_per_label, quote(config))
     left = budget_usd - bill.compute
     if left < 0:
@@ -67,13 +66,17 @@ def fitting(
 
 def with_steps(config: RunConfig, share: float) -> RunConfig:
     """The run with this share of its updates of teacher and student, at least one each."""
-    changed = {
-        name: dataclasses.replace(
-            train := getattr(config, name), train_steps=max(1, round(train.train_steps * share))
-        )
-        for name in _TRAINED
-    }
-    return dataclasses.replace(config, **changed)
+
+    def shortened(train: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(train, train_steps=max(1, round(train.train_steps * share)))
+
+    return dataclasses.replace(
+        config,
+        teach=shortened(config.teach),
+        annotate=shortened(config.annotate),
+        distill=shortened(config.distill),
+        llm=dataclasses.replace(config.llm, train=shortened(config.llm.train)),
+    )
 
 
 def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
@@ -82,15 +85,8 @@ def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
     if found.labels > 0:
         ways.append(f"NUM_LABELS = {found.labels}")
     if found.steps_share:
-        reduced = with_steps(config, found.steps_share)
-        names = {
-            "teach": "TEACHER_TRAIN_STEPS",
-            "distill": "TRAIN_STEPS",
-            "annotate": "ANNOTATE_TRAIN_STEPS",
-        }
-        used = [n for n in names if n in config.strategies or n == "teach" and _has_teacher(config)]
-        steps = (f"{names[n]} = {getattr(reduced, n).train_steps}" for n in used)
-        ways.append(" with ".join(steps))
+        updates = _updates(with_steps(config, found.steps_share))
+        ways.append(" with ".join(f"{name} = {steps}" for name, steps in updates.items()))
     return (
         f"This run is quoted at ${found.bill.total:,.2f} (${found.bill.labels:,.2f} for labels, up "
         f"to ${found.bill.compute:,.2f} for compute), above its BUDGET_USD of {budget_usd:,.2f}. "
@@ -98,5 +94,14 @@ def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
     )
 
 
-def _has_teacher(config: RunConfig) -> bool:
-    return "distill" in config.strategies
+def _updates(config: RunConfig) -> dict[str, int]:
+    """Of the phases that the run's strategies train, by the names of gin/run.gin."""
+    phases = {
+        "TEACHER_TRAIN_STEPS": (config.teach, {"distill"}),
+        "TRAIN_STEPS": (config.distill, {"distill"}),
+        "ANNOTATE_TRAIN_STEPS": (config.annotate, {"annotate"}),
+        "LLM_TRAIN_STEPS": (config.llm.train, {"llm", "llm_human"}),
+    }
+    return {
+        name: train.train_steps for name, (train, of) in phases.items() if of & {*config.strategies}
+    }

@@ -96,3 +96,8 @@ def teacher_split(rows: Iterable[LedgerRow]) -> dict[str, float]:
             part = phase if phase in ("idle", "score") else _TEACHERS[row.stage]
             split[part] += row.dollars * of_phase / seconds
     return split
+
+
+def buys_labels(strategies: Iterable[str]) -> bool:
+    """Whether a run of these strategies buys human labels (`llm` pays for those it shows)."""
+    return any(LABELS in STAGES[strategy] for strategy in strategies)
