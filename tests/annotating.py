@@ -65,7 +65,7 @@ def label(
     stopped: Callable[[Calls], bool] = lambda calls: False,
 ) -> Labelled:
     """One start of the annotator."""
-    fields = {"model": MODEL, "base_url": server.base_url, "api_key": KEY, "timeout_seconds": 0.3}
+    fields = {"model": MODEL, "base_url": server.base_url, "api_key": KEY, "timeout_seconds": 20}
     reports: list[str] = []
     with (
         AppendedRows(directory / "labels.jsonl") as labelled,

@@ -149,7 +149,7 @@ def _fail(http: BaseHTTPRequestHandler, fault: str, headers: dict[str, str]) -> 
         # A careless server says the key back.
         _send_error(http, int(fault), "fault", f"no luck with Bearer {KEY}", headers)
     elif fault == "timeout":
-        time.sleep(0.6)
+        time.sleep(2.5)  # longer than the patience of the tests that ask for it
         http.close_connection = True
     elif fault == "dropped":
         http.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
