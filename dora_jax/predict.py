@@ -27,7 +27,7 @@ from dora_jax.model.drawn_labels import drawn_label
 from dora_jax.model.sampling import Sampling, sample_decode
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import hosts, partitioning
-from dora_jax.parallel.mesh import data_shards
+from dora_jax.parallel.mesh import whole_pieces
 from dora_jax.refilled import Labelled, labelled_in_refilled_rows
 from dora_jax.shapes import EOS_ID, PAD_ID, Examples
 
@@ -46,8 +46,7 @@ def _batches(
 
     Their size is rounded up to a multiple of the data shards.
     """
-    shards = data_shards(mesh)
-    batch_size = -(-batch_size // shards) * shards
+    batch_size = whole_pieces(batch_size, mesh)
     sharding = partitioning.batch_sharding(mesh)
     for batch in evaluation_batches(examples, batch_size, source_length, indices, widths):
         yield batch, partitioning.place(batch.encoder_tokens_BS, sharding)

@@ -16,7 +16,7 @@ from dora_jax.model import refilling
 from dora_jax.model.decoder_step import Prepared
 from dora_jax.model.refilling import Labelling
 from dora_jax.parallel import hosts, partitioning
-from dora_jax.parallel.mesh import data_shards
+from dora_jax.parallel.mesh import whole_pieces
 from dora_jax.shapes import Examples
 
 
@@ -48,13 +48,12 @@ def labelled_in_refilled_rows(
       indices: which examples.
       source_length, target_length: the longest there may be, tokens.
     """
-    shards = data_shards(mesh)
-    part = _rounded_up(config.batch_size * config.refill_share, shards)
+    part = whole_pieces(config.batch_size * config.refill_share, mesh)
     batches = evaluation_batches(examples, part, source_length, indices, config.widths)
     for width, same in itertools.groupby(batches, lambda batch: batch.encoder_tokens_BS.shape[1]):
         how = Labelling(
             network=network,
-            batch=max(_rounded_up(config.batch_size, shards), part),
+            batch=max(whole_pieces(config.batch_size, mesh), part),
             source_length=width,
             max_length=target_length,
             top_k=config.top_k,
@@ -62,10 +61,6 @@ def labelled_in_refilled_rows(
             no_repeat_ngram_size=config.no_repeat_ngram_size,
         )
         yield from _of_one_width(how, prepared, same, part, mesh)
-
-
-def _rounded_up(rows: float, shards: int) -> int:
-    return max(1, -(-int(np.ceil(rows)) // shards)) * shards
 
 
 def _of_one_width(

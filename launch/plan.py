@@ -37,9 +37,9 @@ from dora_jax.planning.decision import (
 from dora_jax.planning.front import budget_grid, fitted_front, measured_points
 from dora_jax.planning.next_measurement import Measurement, measure_next
 from dora_jax.planning.words import (
-    best_text,
     break_even_text,
     decided,
+    line_of,
     measurement_text,
     region_text,
     verdict,
@@ -249,17 +249,7 @@ def _plans_table(best: Sequence[Plan], metric: str) -> Table:
     for heading in (metric, "95 %", "best", "labels", "$ labels", "$ else", "$", "from"):
         table.add_column(heading, justify="right", no_wrap=True)
     for plan in best:
-        table.add_row(
-            plan.arm,
-            f"{plan.value:.1f}",
-            f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
-            best_text(plan),
-            f"{plan.labels:,}",
-            f"{plan.label_usd:,.2f}",
-            f"{plan.work_usd:,.2f}",
-            f"{plan.usd:,.2f}",
-            plan.measured,
-        )
+        table.add_row(*line_of(plan), plan.measured)
     return table
 
 

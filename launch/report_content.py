@@ -26,7 +26,7 @@ from dora_jax.planning.curves import PowerLaw
 from dora_jax.planning.decision import Fitted, break_evens, near_optimal, plans
 from dora_jax.planning.front import budget_grid, measured_points
 from dora_jax.planning.next_measurement import measure_next
-from dora_jax.planning.words import best_text, measurement_text, region_text, turn, verdict
+from dora_jax.planning.words import line_of, measurement_text, region_text, turn, verdict
 from dora_jax.report import figures
 from dora_jax.report.content import Budgets, Figure, Page, Section, Table
 from dora_jax.run_records import RunRecord, seeds_together
@@ -126,14 +126,7 @@ def _answer(chosen: Chosen, fitted: Fitted, usd: float) -> dict[str, Any]:
     found = plans(fitted, usd, chosen.market)
     rows = [
         (
-            plan.arm,
-            f"{plan.value:.1f}",
-            f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
-            best_text(plan),
-            f"{plan.labels:,}",
-            f"{plan.label_usd:,.2f}",
-            f"{plan.work_usd:,.2f}",
-            f"{plan.usd:,.2f}",
+            *line_of(plan),
             {"points": "single runs", "beyond": "curve, beyond runs"}.get(plan.measured, "curve"),
         )
         for plan in found

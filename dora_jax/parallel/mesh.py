@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,3 +71,8 @@ def own_shards(mesh: Mesh) -> range:
 def data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many pieces a batch's rows are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def whole_pieces(rows: float, mesh: Mesh | AbstractMesh) -> int:
+    """So many rows, rounded up to what every piece of a batch has its share of."""
+    return math.ceil(rows / data_shards(mesh)) * data_shards(mesh)

@@ -26,6 +26,20 @@ def best_text(plan: Plan) -> str:
     return "–" if plan.measured == "points" else chance_text(plan.chance)
 
 
+def line_of(plan: Plan) -> tuple[str, ...]:
+    """A plan's line in a table, but for what it rests on."""
+    return (
+        plan.arm,
+        f"{plan.value:.1f}",
+        f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
+        best_text(plan),
+        f"{plan.labels:,}",
+        f"{plan.label_usd:,.2f}",
+        f"{plan.work_usd:,.2f}",
+        f"{plan.usd:,.2f}",
+    )
+
+
 def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
     """The answer in two sentences."""
     if not best:

@@ -15,7 +15,7 @@ from dora_jax.config import FIRST_LABEL_BATCH, LabelConfig, T5Config
 from dora_jax.data.loader import evaluation_batches
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import hosts
-from dora_jax.parallel.mesh import data_shards
+from dora_jax.parallel.mesh import whole_pieces
 from dora_jax.shapes import Examples
 
 BATCH_SIZES = (16, 32, 64, 128, 256)
@@ -130,7 +130,7 @@ class LabelTimer:
 
     def measure(self, batch_size: int, widths: int) -> Cost | None:
         """The cost of the job at one choice; None where memory does not suffice."""
-        batch_size = -(-batch_size // data_shards(self._mesh)) * data_shards(self._mesh)
+        batch_size = whole_pieces(batch_size, self._mesh)
         config = dataclasses.replace(self._config, batch_size=batch_size, widths=widths)
         indices = self._sample(batch_size)
         try:

@@ -29,7 +29,7 @@ from dora_jax.model.drawn_labels import draw_label
 from dora_jax.model.losses import dense_loss, soft_label_loss
 from dora_jax.model.t5 import Params
 from dora_jax.parallel import partitioning
-from dora_jax.parallel.mesh import data_shards, make_mesh
+from dora_jax.parallel.mesh import make_mesh, whole_pieces
 from dora_jax.shapes import PAD_ID, Examples
 from dora_jax.stages import manifest, weights
 from dora_jax.training_config import TAILS
@@ -220,7 +220,7 @@ def _batches(
     mesh: Mesh,
 ) -> Iterator[_Batch]:
     sharding = partitioning.batch_sharding(mesh)
-    batch_size = -(-batch_size // data_shards(mesh)) * data_shards(mesh)
+    batch_size = whole_pieces(batch_size, mesh)
     for batch in evaluation_batches(examples, batch_size, source_length, indices):
         tokens_BS = jax.device_put(batch.encoder_tokens_BS, sharding)
         targets_BT = np.array(decode(encoder_tokens_BS=tokens_BS))
