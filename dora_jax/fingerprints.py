@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -24,3 +24,16 @@ def fingerprint(config: Any) -> str:
     """First 16 hex digits of the SHA-256 of the config's canonical JSON."""
     text = json.dumps(to_dict(config), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def agreed(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all of these nested settings have in common."""
+    first, *others = settings
+    common = {}
+    for name, value in first.items():
+        values = [value, *(other.get(name) for other in others)]
+        if all(isinstance(v, dict) for v in values):
+            common[name] = agreed(values)
+        elif all(v == value for v in values):
+            common[name] = value
+    return common

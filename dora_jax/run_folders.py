@@ -10,13 +10,14 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dora_jax.cost.charging import STAGES
 from dora_jax.cost.ledger import LedgerRow, RunFacts, read_ledger, stage_row
 from dora_jax.cost.meter import unbilled
-from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.prices import LABEL_UNITS, PriceBook
 from dora_jax.cost.repricing import reprice
 
 FINISHED, RUNNING, STOPPED, FAILED, BUDGET = "finished", "running", "stopped", "failed", "budget"
@@ -135,6 +136,28 @@ def _rows(directory: Path, settings: dict[str, Any]) -> tuple[LedgerRow, ...]:
     charges = unbilled(directory / "meter.json", lambda row_id: row_id in billed)
     rows += [stage_row(facts, "", charge) for charge in charges if charge.holding is not None]
     return tuple(rows)
+
+
+def search_of(directory: Path) -> Path | None:
+    """What candidates of one search for settings have in common; None for any other run."""
+    told = read_or_empty(directory / SWEEP_FILE)
+    return directory.parent / str(told.get("cell")) if told.get("searched") else None
+
+
+def paid_rows(folders: Iterable[RunFolder]) -> list[tuple[Path, LedgerRow]]:
+    """What all these runs have paid together, and where: every row of every receipt once.
+
+    The candidates of a search need the same labels, which are bought once.
+    """
+    rows: dict[tuple[Path, str], LedgerRow] = {}
+    for folder in folders:
+        search = search_of(folder.directory) if folder.rows else None
+        for i, row in enumerate(folder.rows):
+            place = folder.place(row.stage)
+            if search is not None and row.unit in LABEL_UNITS:
+                place = search / row.stage
+            rows[place, row.row_id or f"{folder.directory}:{i}"] = row
+    return [(place, row) for (place, _), row in rows.items()]
 
 
 def place_of(directory: Path, settings: dict[str, Any], stage: str) -> Path:

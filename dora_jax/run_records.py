@@ -8,6 +8,7 @@ the others.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -21,12 +22,13 @@ from dora_jax.cost.charging import (
     STAGES,
     TEACHER,
     TRAINED_AS,
+    Users,
     results_of,
     teacher_split,
 )
 from dora_jax.cost.flops import parameter_count
 from dora_jax.cost.prices import INPUT_TOKENS, LABEL_UNITS, NOT_PRICED, TOKEN_UNITS, PriceBook
-from dora_jax.fingerprints import fingerprint
+from dora_jax.fingerprints import agreed, fingerprint
 from dora_jax.metrics.scores import Scores
 from dora_jax.run_folders import (
     BUDGET,
@@ -36,14 +38,21 @@ from dora_jax.run_folders import (
     RunFolder,
     dig,
     find_runs,
+    place_of,
     read_folder,
     read_or_empty,
+    search_of,
 )
 
 # The training stage whose student (or teacher) a result is.
 _TRAINED_BY = {TEACHER: "teach"}
-_WITHOUT_TEACHER = ("teacher", "teach", "distill", "label")
-_NO_MATTER_FOR_RESULTS = ("model_dir", "seed", "strategies", "mesh", "cost", "scale")
+# Settings that matter only to results with this stage.
+_OF_STAGES = {
+    "teach": ("teacher", "teach", "distill", "label"),
+    "annotate": ("annotate",),
+    LLM_LABELS: ("llm",),
+}
+_NO_MATTER = ("model_dir", "shared_dir", "seed", "strategies", "mesh", "cost", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +74,10 @@ class RunRecord:
       shared_dollars: the part of `compute_dollars` that other results read use too.
       amortised_dollars: `compute_dollars` with each stage divided by the results that use it,
         among those read. Summed over records, nothing is counted twice.
-      search_dollars: compute of the runs that a search for settings tried and did not choose.
-      chosen: False for such a run.
+      search_dollars: compute of what a search for settings tried beside the chosen result: every
+        stage of its candidates once, but for those the chosen one needs itself.
+      searched: what the search tried here, setting → gin text; empty where there was none.
+      chosen: False for what a search tried and did not choose.
       dollars_by_stage, dollars_by_phase: how `compute_dollars` divides.
       teacher_dollars: how the teacher's share of them does: "tune", "generate", "score", "idle".
       priced: False where some device-hours had no price and count as 0.
@@ -79,7 +90,7 @@ class RunRecord:
       steps, epochs: updates of the training stage, and passes over its examples.
       code_version: that wrote the run's first receipt.
       config_path, predictions_path: None where the file is not there.
-      group: equal for results that differ in seeds alone.
+      group: equal for results that differ in seeds alone, or in what searches chose for them.
       settings: the run's configuration as JSON.
     """
 
@@ -99,6 +110,7 @@ class RunRecord:
     shared_dollars: float = 0.0
     amortised_dollars: float = 0.0
     search_dollars: float = 0.0
+    searched: dict[str, str] = dataclasses.field(default_factory=dict)
     chosen: bool = True
     dollars_by_stage: dict[str, float] = dataclasses.field(default_factory=dict)
     dollars_by_phase: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -169,26 +181,8 @@ def _strategies(folder: RunFolder) -> tuple[str, ...]:
     return results_of(wanted) or ("",)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Users:
-    """How many results use each stage.
-
-    A by-product, such as a teacher that a student learns from, pays for nothing that another
-    result uses.
-    """
-
-    results: Counter[Path]
-    by_products: Counter[Path]
-
-    def share(self, place: Path, strategy: str) -> float:
-        """Which part of a stage's dollars a result pays."""
-        if strategy not in BY_PRODUCTS:
-            return 1 / self.results[place]
-        return 0.0 if self.results[place] else 1 / self.by_products[place]
-
-
-def _users(folders: Iterable[RunFolder]) -> _Users:
-    users = _Users(Counter(), Counter())
+def _users(folders: Iterable[RunFolder]) -> Users:
+    users = Users(Counter(), Counter())
     for folder in folders:
         for strategy in _strategies(folder):
             counted = users.by_products if strategy in BY_PRODUCTS else users.results
@@ -196,7 +190,7 @@ def _users(folders: Iterable[RunFolder]) -> _Users:
     return users
 
 
-def _record(root: Path, folder: RunFolder, strategy: str, users: _Users) -> RunRecord:
+def _record(root: Path, folder: RunFolder, strategy: str, users: Users) -> RunRecord:
     settings, directory = folder.settings, folder.directory
     relative = directory.relative_to(root).as_posix()
     status, reason, scores = _outcome(folder, strategy)
@@ -259,7 +253,7 @@ def _quality(scores: Scores | None) -> dict[str, Any]:
     }
 
 
-def _costs(folder: RunFolder, strategy: str, users: _Users) -> dict[str, Any]:
+def _costs(folder: RunFolder, strategy: str, users: Users) -> dict[str, Any]:
     needed = [row for row in folder.rows if row.stage in STAGES.get(strategy, ())]
     work = [row for row in needed if row.device_kind]
     by_stage: defaultdict[str, float] = defaultdict(float)
@@ -312,7 +306,7 @@ def _parameters(settings: dict[str, Any], side: str) -> int | None:
 
 def _training(folder: RunFolder, strategy: str) -> dict[str, Any]:
     """Updates, and epochs by the examples they see."""
-    stage = _trained_by(strategy)
+    stage = _TRAINED_BY.get(strategy, strategy)
     scored = read_or_empty(folder.directory / f"evaluate-{strategy}" / "manifest.json")
     cut_after = dig(scored, "outputs", "last_step")  # where the budget ended the training
     settings = dig(folder.settings, *TRAINED_AS.get(stage, (stage,)))
@@ -332,52 +326,59 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _trained_by(strategy: str) -> str:
-    return _TRAINED_BY.get(strategy, strategy)
-
-
-def _group(settings: dict[str, Any], strategy: str) -> str:
-    """A fingerprint of what the result depends on, but for seeds and places."""
-    left_out = {*_NO_MATTER_FOR_RESULTS}
-    if "teach" not in STAGES.get(strategy, ()):
-        left_out |= {*_WITHOUT_TEACHER}
+def settings_of_result(settings: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """The settings that a result depends on: no seeds, no places, no other strategies' own."""
+    own = STAGES.get(strategy, ())
+    others = (names for stage, names in _OF_STAGES.items() if stage not in own)
+    left_out = {*_NO_MATTER, *itertools.chain(*others)}
     kept = {name: value for name, value in settings.items() if name not in left_out}
     if isinstance(kept.get("data"), dict):
         kept["data"] = {n: v for n, v in kept["data"].items() if n != "labels_seed"}
-    return fingerprint([strategy, kept])
+    return kept
+
+
+def _group(settings: dict[str, Any], strategy: str) -> str:
+    return fingerprint([strategy, settings_of_result(settings, strategy)])
 
 
 def _with_searches(records: list[RunRecord]) -> list[RunRecord]:
-    """Marks what a search did not choose, and charges the chosen one for it."""
-    searches: dict[tuple[str, str], list[int]] = {}
+    """Marks what searches did not choose, and charges what they did choose for them."""
+    searches: defaultdict[tuple[Path, str], list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        searched = read_or_empty(record.directory / SWEEP_FILE)
-        if searched.get("searched"):
-            key = (f"{record.directory.parent}/{searched.get('cell')}", record.strategy)
-            searches.setdefault(key, []).append(i)
-    records = list(records)
-    for candidates in searches.values():
-        best = max(candidates, key=lambda i: _validation(records[i]))
-        own = [_own_dollars(records[i]) for i in candidates]
-        for i, dollars in zip(candidates, own, strict=True):
-            records[i] = dataclasses.replace(
-                records[i],
-                chosen=i == best,
-                search_dollars=sum(own) - dollars if i == best else 0.0,
-            )
-    return records
+        if search := search_of(record.directory):
+            searches[search, record.strategy].append(i)
+    judged: dict[int, RunRecord] = {}
+    for places in searches.values():
+        judged |= zip(places, _searched([records[i] for i in places]), strict=True)
+    return [judged.get(i, record) for i, record in enumerate(records)]
+
+
+def _searched(candidates: list[RunRecord]) -> list[RunRecord]:
+    """The results of one search, the best on validation charged for all of it."""
+    bills = [
+        {place_of(r.directory, r.settings, stage): usd for stage, usd in r.dollars_by_stage.items()}
+        for r in candidates
+    ]
+    validations = [_validation(candidate) for candidate in candidates]
+    best = validations.index(max(validations))
+    tried = {place: usd for bill in bills for place, usd in bill.items()}
+    search_usd = sum(usd for place, usd in tried.items() if place not in bills[best])
+    fixed = agreed([candidate.settings for candidate in candidates])
+    group = f"search-{_group(fixed, candidates[best].strategy)}"
+    told = [read_or_empty(r.directory / SWEEP_FILE)["searched"] for r in candidates]
+    judged = [
+        dataclasses.replace(candidate, searched=told[i], chosen=i == best)
+        for i, candidate in enumerate(candidates)
+    ]
+    judged[best] = dataclasses.replace(judged[best], search_dollars=search_usd, group=group)
+    return judged
 
 
 def _validation(record: RunRecord) -> float:
     """The best value on validation; never the test score, which must not choose anything."""
-    manifest = read_or_empty(record.directory / _trained_by(record.strategy) / "manifest.json")
-    value = dig(manifest, "outputs", "best_value")
+    stage = record.directory / _TRAINED_BY.get(record.strategy, record.strategy)
+    value = dig(read_or_empty(stage / "manifest.json"), "outputs", "best_value")
     return float(value) if isinstance(value, int | float) else float("-inf")
-
-
-def _own_dollars(record: RunRecord) -> float:
-    """Of the stages that the record shares with no other."""
-    return record.compute_dollars - record.shared_dollars
 
 
 def _if_there(path: Path) -> Path | None:
@@ -385,7 +386,7 @@ def _if_there(path: Path) -> Path | None:
 
 
 def seeds_together(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Records that differ in seeds alone, group by group, in the order of their first one."""
+    """Records of equal `group`, group by group, in the order of their first one."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.group, []).append(record)

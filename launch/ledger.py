@@ -18,9 +18,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.prices import LABEL_UNITS, TOKEN_UNITS, PriceBook
 from dora_jax.launch.command_line import exit_status, parse, require_place
-from dora_jax.run_folders import RunFolder, find_runs, read_folder
+from dora_jax.run_folders import RunFolder, find_runs, paid_rows, read_folder
 from dora_jax.run_records import RunRecord, records_of, seeds_together
 from dora_jax.whole_files import write_whole
 
@@ -28,7 +28,8 @@ DESCRIPTION = """\
 Lists the runs below a folder: strategy, scale, metric, dollars, device-hours, tokens per dollar,
 status. Runs that differ in their seeds alone are one line, metric and dollars as mean ± standard
 deviation. Each result is charged all it needs by itself; what several share is paid once, and the
-column "$ divided" is its compute with every shared stage divided by its users.
+column "$ divided" is its compute with every shared stage divided by its users. What a search for
+settings chose on validation also pays for what was tried beside it, "$ search".
 
   python launch/ledger.py --runs=runs
   python launch/ledger.py --runs=runs/wlp_pareto --each
@@ -39,7 +40,7 @@ column "$ divided" is its compute with every shared stage divided by its users.
 --reprice prices all receipts anew by another price book (docs/dollars.md), without running and
 without changing them; what that book has no price for keeps the packaged one's.
 """
-WIDTH_OF_FILES = 170  # where the output is no terminal
+WIDTH_OF_FILES = 200  # where the output is no terminal
 
 
 class Total(NamedTuple):
@@ -48,7 +49,7 @@ class Total(NamedTuple):
     Attributes:
       compute_dollars: of rented devices, between the stages too.
       llm_dollars: to language models.
-      label_dollars: for human labels, as each run bought its own.
+      label_dollars: for human labels, as each run or search bought its own.
       device_hours: rented.
       runs, results: how many.
     """
@@ -115,13 +116,13 @@ def _list(arguments: list[str]) -> int:
 
 def total(folders: Sequence[RunFolder], records: Sequence[RunRecord]) -> Total:
     """Sums every row once, however many runs share its stage."""
-    billed = {(r.run, r.row_id): r for folder in folders for r in folder.rows if r.row_id}
-    rows = [*billed.values(), *(r for folder in folders for r in folder.rows if not r.row_id)]
+    rows = [row for _, row in paid_rows(folders)]
     devices = [row for row in rows if row.device_kind]
-    labels = [row for row in rows if row.unit == "label"]
+    labels = [row for row in rows if row.unit in LABEL_UNITS]
+    tokens = [row for row in rows if row.unit in TOKEN_UNITS]
     return Total(
         compute_dollars=sum(row.dollars for row in devices),
-        llm_dollars=sum(r.dollars for r in rows if not r.device_kind and r.unit != "label"),
+        llm_dollars=sum(row.dollars for row in tokens),
         label_dollars=sum(row.dollars for row in labels),
         device_hours=sum(row.device_hours for row in devices),
         runs=len(folders),
@@ -166,7 +167,13 @@ def _summary(group: list[RunRecord]) -> dict[str, Any]:
     first = group[0]
     means = {
         name: statistics.fmean(getattr(record, name) for record in group)
-        for name in ("dollars", "label_dollars", "compute_dollars", "amortised_dollars")
+        for name in (
+            "dollars",
+            "label_dollars",
+            "compute_dollars",
+            "search_dollars",
+            "amortised_dollars",
+        )
     }
     values = [record.value for record in group if record.value is not None]
     return {
@@ -180,6 +187,7 @@ def _summary(group: list[RunRecord]) -> dict[str, Any]:
         **means,
         "seeds": [record.seed for record in group],
         "statuses": sorted({record.status for record in group}),
+        "chosen": all(record.chosen for record in group),
         "names": [record.name for record in group],
     }
 
@@ -197,15 +205,16 @@ def print_table(records: Sequence[RunRecord], paid: Total, each: bool) -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_FILES)
     table = Table(box=box.SIMPLE)
-    for heading in ("run", "strategy", "scale"):
+    table.add_column("run", overflow="fold", min_width=20)
+    for heading in ("strategy", "scale"):
         table.add_column(heading, overflow="fold")
-    for heading in ("metric", "labels", "$ total", "$ labels", "$ compute", "$ divided"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("device-h", "tokens/$"):
+    searches = ("$ search",) if any(record.searched for record in records) else ()
+    dollars = ("$ total", "$ labels", "$ compute", *searches, "$ divided")
+    for heading in ("metric", "labels", *dollars, "device-h", "tokens/$"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for group in [[r] for r in records] if each else seeds_together(records):
-        table.add_row(*_cells(group))
+        table.add_row(*_cells(group, bool(searches)))
     console.print(table)
     console.print(_paid_line(paid), highlight=False)
     for record in records:
@@ -218,14 +227,14 @@ def _paid_line(paid: Total) -> str:
     parts = [f"${paid.compute_dollars:,.4f} compute"]
     if paid.llm_dollars:
         parts.append(f"${paid.llm_dollars:,.4f} language models")
-    parts.append(f"${paid.label_dollars:,.2f} labels, bought by each run for itself")
+    parts.append(f"${paid.label_dollars:,.2f} labels, bought by each run or search for itself")
     return (
         f"Paid for {paid.runs} runs, shared stages once: {', '.join(parts)}; "
         f"{paid.device_hours:,.3f} device-hours."
     )
 
 
-def _cells(group: Sequence[RunRecord]) -> list[str]:
+def _cells(group: Sequence[RunRecord], with_search: bool) -> list[str]:
     from rich.markup import escape
 
     first = group[0]
@@ -240,6 +249,7 @@ def _cells(group: Sequence[RunRecord]) -> list[str]:
         _spread(group, lambda r: r.dollars),
         _mean(group, lambda r: r.label_dollars, ",.2f"),
         _spread(group, lambda r: r.compute_dollars),
+        *([_mean(group, lambda r: r.search_dollars, ",.4f")] if with_search else ()),
         _mean(group, lambda r: r.amortised_dollars, ",.4f"),
         _mean(group, lambda r: r.device_hours, ",.3f"),
         _mean(group, lambda r: r.tokens_per_dollar, ",.0f"),

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
     runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
+import itertools
 import signal
 from collections.abc import Sequence
 from types import FrameType
@@ -26,7 +27,7 @@ from dora_jax.launch.command_line import (
     parse,
 )
 from dora_jax.launch.run_files import SCALES, find_run_file
-from dora_jax.launch.sweep_plan import PlannedRun
+from dora_jax.launch.sweep_plan import Plan, PlannedRun
 from dora_jax.launch.sweep_worker import Outcome, Worker
 from dora_jax.run_folders import find_runs, read_folder
 from dora_jax.run_records import records_of
@@ -100,15 +101,7 @@ def _sweep(arguments: list[str]) -> int:
         job = submit.job_of(flags, program, [*arguments, "--worker={index}"], flags.workers)
         return submit.launch(flags.cluster, job, flags.dry_run)
     if flags.dry_run:
-        for run in plan.runs:
-            print(f"{run.directory}: " + ", ".join(f"{n} = {v}" for n, v in run.shown))
-        if flags.hardware:
-            bills = sweep_plan.quoted(plan, flags.hardware)
-            labels, compute = sum(b.labels for b in bills), sum(b.compute for b in bills)
-            print(
-                f"quoted on {flags.hardware}: ${labels:,.2f} labels, up to ${compute:,.2f} compute"
-            )
-        print(f"{len(plan.runs)} runs; shared stages in {plan.directory / 'shared'}")
+        _show(plan, flags.hardware)
         return 0
     submit.require_cluster(flags)
     worker = Worker(plan, flags.compilation_cache, flags.worker)
@@ -116,6 +109,19 @@ def _sweep(arguments: list[str]) -> int:
     outcomes = worker.work()
     again = command(["python", "launch/sweep.py"], arguments)
     return _told(plan.runs, outcomes, worker.stopped_by, plan.directory, again)
+
+
+def _show(plan: Plan, hardware: str) -> None:
+    """The runs, and on some hardware what each is expected to add to the bill."""
+    bills = sweep_plan.quoted(plan, hardware) if hardware else []
+    for run, bill in itertools.zip_longest(plan.runs, bills):
+        told = ", ".join(f"{name} = {value}" for name, value in run.shown)
+        quoted = f"; ${bill.labels:,.2f} labels, up to ${bill.compute:,.2f} compute" if bill else ""
+        print(f"{run.directory}: {told}{quoted}")
+    if bills:
+        labels, compute = sum(b.labels for b in bills), sum(b.compute for b in bills)
+        print(f"quoted on {hardware}: ${labels:,.2f} labels, up to ${compute:,.2f} compute")
+    print(f"{len(plan.runs)} runs; shared stages in {plan.directory / sweep_plan.SHARED}")
 
 
 def _told(

@@ -5,19 +5,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dora_jax.config import ModelSource, RunConfig
-from dora_jax.cost.affordable import Bill, Unaffordable, fitting, refusal, with_steps
+from dora_jax.config import LLM_STRATEGIES, ModelSource, RunConfig
+from dora_jax.cost.affordable import (
+    Bill,
+    Unaffordable,
+    fitting,
+    longest_within,
+    refusal,
+    updates_of,
+)
 from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE, buys_labels
 from dora_jax.cost.hardware import parse_devices
+from dora_jax.cost.ledger_rows import LABELS
 from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import quote_run
+from dora_jax.cost.workload import DataFacts, assumed_facts
 from dora_jax.fingerprints import fingerprint, to_dict
 from dora_jax.launch import gin_config
 from dora_jax.launch.gin_config import Override
+from dora_jax.launch.quote_facts import data_facts
 from dora_jax.launch.sweep_files import is_axis, read_axes
 from dora_jax.sweeps import Cell, expand, labels_for
 
@@ -84,14 +94,29 @@ def make(path: Path, scale: str, overrides: Sequence[Override], hardware: str = 
     capped = base.config.cost.budget_usd >= 0
     each = LABEL_SHARE in names or "BUDGET_USD" in names
     cells = [_divided(path, scale, overrides, cell, hardware) for cell in expand(axes)]
-    first = [_planned(path, scale, overrides, directory, cell, base.config) for cell in cells]
-    bases = _pretraining(path, scale, overrides, directory, first)
+    first = _distinct(
+        (cell, _planned(path, scale, overrides, directory, cell, base.config)) for cell in cells
+    )
+    bases = _pretraining(path, scale, overrides, directory, [run for _, run in first])
     runs = [
         _planned(path, scale, overrides, directory, cell, base.config, bases.get(_networks(run)))
-        for cell, run in zip(cells, first, strict=True)
+        for cell, run in first
     ]
     budget_usd = base.config.cost.budget_usd if capped and not each else None
     return Plan(directory, (*bases.values(), *runs), budget_usd)
+
+
+def _distinct(planned: Iterable[tuple[Cell, PlannedRun]]) -> list[tuple[Cell, PlannedRun]]:
+    """Without runs that differ from an earlier one only in labels that they do not learn from."""
+    kept: dict[str, tuple[Cell, PlannedRun]] = {}
+    for cell, run in planned:
+        used = to_dict(dataclasses.replace(run.config, model_dir=""))
+        if not {*run.config.strategies} & {*LLM_STRATEGIES}:
+            del used["llm"]
+        elif run.config.strategies == ("llm",):
+            del used["data"]["num_labels"]
+        kept.setdefault(fingerprint(used), (cell, run))
+    return list(kept.values())
 
 
 def _build(
@@ -140,29 +165,23 @@ def _divided(
     given = [*overrides, *(Override(*pair) for pair in others)]
     config = _build(path, scale, given, check_use=False).config
     cost, book = config.cost, PriceBook.of_user(config.cost.price_book)
-    price = cost.price_usd_per_label
-    if price < 0:
-        price = book.label_price(config.data.task).usd
+    price = _usd_per_label(config, book)
     labels = labels_for(float(shares[0]), cost.budget_usd, price)
     if not hardware:
         raise ValueError("LABEL_SHARE needs --hardware=KIND:COUNT, to know what the rest buys.")
     devices = parse_devices(hardware)[0]
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_labels=labels))
+    facts = data_facts(config)
 
     def quote(run: RunConfig) -> float:
-        return quote_run(run, devices.hardware, devices.count, spot=cost.spot, book=book).dollars
+        return quote_run(run, *devices[:2], spot=cost.spot, facts=facts, book=book).dollars
 
-    found = fitting(config, cost.budget_usd, price, quote)
-    if found.bill.total <= cost.budget_usd:
-        found = found._replace(steps_share=1.0)
-    if not found.steps_share:
-        raise ValueError(f"{cell.name}: " + refusal(found, cost.budget_usd, config))
-    reduced = with_steps(config, found.steps_share)
-    divided = [("NUM_LABELS", str(labels)), ("TEACHER_TRAIN_STEPS", str(reduced.teach.train_steps))]
-    divided += [
-        ("TRAIN_STEPS", str(reduced.distill.train_steps)),
-        ("ANNOTATE_TRAIN_STEPS", str(reduced.annotate.train_steps)),
-    ]
+    reduced = longest_within(config, cost.budget_usd - labels * price, quote)
+    if reduced is None:
+        found = fitting(config, cost.budget_usd, price, quote)
+        raise Unaffordable(f"{cell.name}: {refusal(found, cost.budget_usd, config)}")
+    divided = [("NUM_LABELS", str(labels))]
+    divided += [(name, str(updates)) for name, updates in updates_of(reduced).items()]
     return cell._replace(overrides=(*others, *divided))
 
 
@@ -173,7 +192,9 @@ _OF_STUDENTS = ("model_dir", "shared_dir", "strategies", "student", "annotate", 
 
 
 def quoted(plan: Plan, hardware: str) -> list[Bill]:
-    """The quote of each run in turn, upper end, a shared stage counted where it is first needed.
+    """The quote of each run in turn, upper end, what is paid once counted where it is first needed.
+
+    That is a shared stage, and the labels of a search.
 
     Args:
       plan: the sweep.
@@ -181,22 +202,37 @@ def quoted(plan: Plan, hardware: str) -> list[Bill]:
     """
     devices = parse_devices(hardware)[0]
     paid: set[str] = set()
+    read: dict[str, DataFacts] = {}
     bills = []
     for run in plan.runs:
         cost, book = run.config.cost, PriceBook.of_user(run.config.cost.price_book)
-        quote = quote_run(run.config, *devices[:2], spot=cost.spot, book=book)
+        facts = _facts(run.config, read)
+        quote = quote_run(run.config, *devices[:2], spot=cost.spot, facts=facts, book=book)
         compute = 0.0
         for stage in quote.stages:
             key = _place(run, stage.stage)
             if key not in paid:
                 paid.add(key)
                 compute += stage.dollars
-        price = cost.price_usd_per_label
-        if price < 0:
-            price = book.label_price(run.config.data.task).usd
-        bought = run.config.data.num_labels if buys_labels(run.config.strategies) else 0
-        bills.append(Bill(max(bought, 0) * price, compute))
+        bought = facts.labels if buys_labels(run.config.strategies) else 0
+        if run.searched and f"{LABELS} of {run.group}" in paid:
+            bought = 0
+        paid.add(f"{LABELS} of {run.group}")
+        bills.append(Bill(bought * _usd_per_label(run.config, book), compute))
     return bills
+
+
+def _facts(config: RunConfig, read: dict[str, DataFacts]) -> DataFacts:
+    """The sizes of a run's data, each data's read once."""
+    key = fingerprint([to_dict(config.data), assumed_facts(config)])
+    if key not in read:
+        read[key] = data_facts(config)
+    return read[key]
+
+
+def _usd_per_label(config: RunConfig, book: PriceBook) -> float:
+    price_usd = config.cost.price_usd_per_label
+    return price_usd if price_usd >= 0 else book.label_price(config.data.task).usd
 
 
 def require_affordable(plan: Plan, hardware: str) -> None:

@@ -17,10 +17,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from dora_jax.cost.charging import PREPARE, SHAREABLE, STAGES
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import EXIT_BUDGET, EXIT_INTERRUPTED
 from dora_jax.launch.sweep_plan import Plan, PlannedRun, differences
-from dora_jax.run_folders import FINISHED, SWEEP_FILE, find_runs, read_folder, read_or_empty
+from dora_jax.run_folders import (
+    FINISHED,
+    SWEEP_FILE,
+    find_runs,
+    paid_rows,
+    read_folder,
+    read_or_empty,
+)
 from dora_jax.run_records import read_runs
 from dora_jax.whole_files import write_json, write_whole
 
@@ -109,24 +117,35 @@ class Worker:
                 return True
             cap_usd = self._cap(run)
             if cap_usd is not None and cap_usd <= 0:
-                self._note(run, Outcome.BUDGET, "nothing of the sweep's budget is left")
+                self._note(run, Outcome.BUDGET, "nothing of the budget is left")
                 return True
             _write_down(run)
             self._carry_out(run, claim, cap_usd)
         return run.name in self.outcomes
 
     def _cap(self, run: PlannedRun) -> float | None:
-        """What the sweep's budget leaves to a run, what it has spent itself included."""
-        if self.plan.budget_usd is None:
+        """What is left to a run, what it has spent itself included; None where there is no cap.
+
+        Of the sweep's budget that is what the others have not spent. A budget of its own is for
+        all that its results need alone, and so for pretraining, which another run has paid.
+        """
+        if self.plan.budget_usd is not None:
+            folders = [read_folder(path) for path in find_runs(self.plan.directory)]
+            search = self.plan.directory / run.group  # whose labels it would buy, if it has one
+            others = (
+                row.dollars
+                for place, row in paid_rows(folders)
+                if row.run != run.name and place.parent != search
+            )
+            return self.plan.budget_usd - sum(others)
+        cap_usd = run.config.cost.budget_usd
+        if cap_usd < 0 or not run.needs:
             return None
-        folders = [read_folder(path) for path in find_runs(self.plan.directory)]
-        others = {
-            (row.run, row.row_id): row.dollars
-            for folder in folders
-            for row in folder.rows
-            if row.run != run.name
-        }
-        return self.plan.budget_usd - sum(others.values())
+        needed = {stage for result in run.config.strategies for stage in STAGES[result]}
+        needed &= {*SHAREABLE} - {PREPARE}  # which each run does, and pays, by itself
+        paid_by = [read_folder(self.plan.directory / name) for name in run.needs]
+        rows = [row for folder in paid_by for row in folder.rows if row.stage in needed]
+        return cap_usd - sum(row.dollars for row in rows)
 
     def _carry_out(self, run: PlannedRun, claim: IO[str], cap_usd: float | None) -> None:
         arguments = [f"--gin_file={run.directory / 'config.gin'}"]

@@ -127,3 +127,31 @@ def test_it_starts_without_jax() -> None:
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
+
+
+def test_a_search_is_billed_in_a_column_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, best_value in (("low", 40.0), ("high", 50.0)):
+        run = write_run(
+            tmp_path / name, ("annotate",), values={"annotate": 20.0}, best_value=best_value
+        )
+        searched = {"cell": "cell", "searched": {"LEARNING_RATE": name}}
+        (run / "sweep.json").write_text(json.dumps(searched))
+    out = listed(capsys, f"--runs={tmp_path}")
+    assert "$ search" in out
+    (high,) = [line for line in out.splitlines() if " high " in line]
+    # 25 for labels; preparing, pretraining and training twice: 320 seconds each at a cent
+    assert high.split()[-8:-2] == ["31.40", "25.00", "3.20", "3.2000", "3.2000", "0.178"]
+    (low,) = [line for line in out.splitlines() if " low " in line]
+    assert low.rstrip().endswith("not chosen")
+    assert "$6.4000 compute, $25.00 labels" in out
+    content = json.loads(listed(capsys, f"--runs={tmp_path}", "--json=-"))
+    assert [(g["names"], g["chosen"], g["search_dollars"]) for g in content["groups"]] == [
+        (["high"], True, 3.2),
+        (["low"], False, 0.0),
+    ]
+    assert [r["searched"] for r in content["results"]] == [
+        {"LEARNING_RATE": "high"},
+        {"LEARNING_RATE": "low"},
+    ]

@@ -6,16 +6,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_runs import CENT_A_SECOND, DISTILL_SECONDS, edit_json, write_run
 
-from dora_jax.config import ModelSource, T5Config, to_dict
+from dora_jax.config import ModelSource, OptimizerConfig, T5Config, TrainConfig, to_dict
 from dora_jax.cost.flops import parameter_count
 from dora_jax.cost.ledger import Ledger, RunFacts, read_ledger
 from dora_jax.cost.ledger_rows import tokens_row
 from dora_jax.cost.meter import Charge, Meter
 from dora_jax.cost.prices import Price, PriceBook
+from dora_jax.run_folders import find_runs, paid_rows, read_folder
 from dora_jax.run_records import RunRecord, read_runs, seeds_together
 
 SHARED = ("prepare", "pretrain-teacher", "teach", "label")
@@ -284,3 +286,72 @@ def test_a_search_is_billed_to_what_it_chose_by_validation(tmp_path: Path) -> No
     assert records["low"].search_dollars == pytest.approx(4.20)
     assert records["high"].search_dollars == 0
     assert records["low"].dollars == pytest.approx(25 + 14.20 + 4.20)
+
+
+def write_candidate(run: Path, cell: str, best_value: float, **written: Any) -> None:
+    """One run of a search, as a sweep leaves it."""
+    write_run(run, best_value=best_value, **written)
+    searched = {"cell": cell, "searched": {"LEARNING_RATE": run.name}}
+    (run / "sweep.json").write_text(json.dumps(searched))
+
+
+def test_a_search_pays_for_each_stage_that_it_tried_once(tmp_path: Path) -> None:
+    """Two teachers, each with two students: the teacher not chosen is part of the search."""
+    own = {"distill": 250, "evaluate-distill": 20}
+    shared_stages = ("teach", "evaluate-teacher", "label")
+    paid = own | {"teach": 400, "evaluate-teacher": 10, "label": 300}
+    best = {"a-low": 30.0, "a-high": 20.0, "b-low": 50.0, "b-high": 40.0}
+    for name, value in best.items():
+        write_candidate(
+            tmp_path / name,
+            "cell",
+            value,
+            seconds=paid if name.endswith("low") else own,
+            shared=tmp_path / f"shared-{name[0]}",
+            shared_stages=shared_stages,
+            values={"distill": 10.0, "teacher": 20.0},
+        )
+    records = {(r.name, r.strategy): r for r in read_runs(tmp_path)}
+    assert {key for key, r in records.items() if r.chosen and r.strategy == "distill"} == {
+        ("b-low", "distill")
+    }
+    # Besides what b-low needs: the student of b-high, and of a two students, teacher and labels.
+    assert records["b-low", "distill"].compute_dollars == pytest.approx(9.70)
+    assert records["b-low", "distill"].search_dollars == pytest.approx(3 * 2.70 + 4.0 + 3.0)
+    # Two teachers were trained and scored, one of which is chosen.
+    (teacher,) = [r for r in records.values() if r.strategy == "teacher" and r.chosen]
+    assert teacher.search_dollars == pytest.approx(4.10)
+    assert {r.searched["LEARNING_RATE"] for r in records.values()} == {*best}
+
+
+def test_what_each_seed_chose_is_one_group(tmp_path: Path) -> None:
+    """The result of searching, over seeds, whichever rate each of them ended with."""
+    for seed, chosen in ((0, 1e-3), (1, 3e-3)):
+        for rate in (1e-3, 3e-3):
+            train = TrainConfig(optimizer=OptimizerConfig(learning_rate=rate))
+            write_candidate(
+                tmp_path / f"{seed}-{rate}",
+                f"seed-{seed}",
+                50.0 if rate == chosen else 40.0,
+                strategies=("annotate",),
+                seed=seed,
+                values={"annotate": 20.0},
+                annotate=train,
+            )
+    groups = seeds_together(read_runs(tmp_path))
+    assert sorted([record.name for record in group] for group in groups) == [
+        ["0-0.001", "1-0.003"],
+        ["0-0.003"],
+        ["1-0.001"],
+    ]
+    (together,) = [group for group in groups if len(group) == 2]
+    assert all(record.chosen for record in together)
+
+
+def test_labels_of_a_search_are_bought_once(tmp_path: Path) -> None:
+    for sweep in ("one", "two"):  # runs of equal names are not the same runs
+        for name in ("low", "high"):
+            write_candidate(tmp_path / sweep / name, "cell", 1.0, strategies=("annotate",))
+        write_run(tmp_path / sweep / "other", ("annotate",))
+    paid = [row for _, row in paid_rows(read_folder(path) for path in find_runs(tmp_path))]
+    assert sum(row.dollars for row in paid if row.stage == "labels") == 4 * 25.0

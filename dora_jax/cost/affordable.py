@@ -79,13 +79,38 @@ def with_steps(config: RunConfig, share: float) -> RunConfig:
     )
 
 
+def longest_within(
+    config: RunConfig, compute_usd: float, quote: Callable[[RunConfig], float]
+) -> RunConfig | None:
+    """The run with as many of its updates as some dollars of compute pay for, at most all.
+
+    Teacher and student are shortened by the same share, to a thousandth.
+
+    Args:
+      config: the run.
+      compute_usd: what may be spent.
+      quote: dollars of compute of a run; of more updates, never fewer.
+
+    Returns:
+      The run; None where not even its shortest form is paid.
+    """
+    too_many, enough = 1001, 0
+    while too_many - enough > 1:
+        thousandths = (too_many + enough) // 2
+        if quote(with_steps(config, thousandths / 1000)) <= compute_usd:
+            enough = thousandths
+        else:
+            too_many = thousandths
+    return with_steps(config, enough / 1000) if enough else None
+
+
 def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
     """Why the run is not begun, and what would be affordable."""
     ways = [f"BUDGET_USD of {math.ceil(found.bill.total * 100) / 100:,.2f}"]
     if found.labels > 0:
         ways.append(f"NUM_LABELS = {found.labels}")
     if found.steps_share:
-        updates = _updates(with_steps(config, found.steps_share))
+        updates = updates_of(with_steps(config, found.steps_share))
         ways.append(" with ".join(f"{name} = {steps}" for name, steps in updates.items()))
     return (
         f"This run is quoted at ${found.bill.total:,.2f} (${found.bill.labels:,.2f} for labels, up "
@@ -94,7 +119,7 @@ def refusal(found: Fitting, budget_usd: float, config: RunConfig) -> str:
     )
 
 
-def _updates(config: RunConfig) -> dict[str, int]:
+def updates_of(config: RunConfig) -> dict[str, int]:
     """Of the phases that the run's strategies train, by the names of gin/run.gin."""
     phases = {
         "TEACHER_TRAIN_STEPS": (config.teach, {"distill"}),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from dora_jax.cost.ledger_rows import LABELS, LedgerRow
 
@@ -101,3 +104,21 @@ def teacher_split(rows: Iterable[LedgerRow]) -> dict[str, float]:
 def buys_labels(strategies: Iterable[str]) -> bool:
     """Whether a run of these strategies buys human labels (`llm` pays for those it shows)."""
     return any(LABELS in STAGES[strategy] for strategy in strategies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Users:
+    """How many results use each stage.
+
+    A by-product, such as a teacher that a student learns from, pays for nothing that another
+    result uses.
+    """
+
+    results: Counter[Path]
+    by_products: Counter[Path]
+
+    def share(self, place: Path, strategy: str) -> float:
+        """Which part of a stage's dollars a result pays."""
+        if strategy not in BY_PRODUCTS:
+            return 1 / self.results[place]
+        return 0.0 if self.results[place] else 1 / self.by_products[place]
