@@ -89,6 +89,7 @@ class LabelConfig:
     temperature, for the `sample` estimator, instead of the largest (0). `sampling_temperature`
     has the teacher draw its answers' tokens instead of taking the likeliest (0). Where neither
     is drawn, rows take new texts once `refill_share` of them have ended (0: a batch ends as one).
+    `human_targets` labels the human labels' own tokens too, without decoding.
     """
 
     top_k: int = 64
@@ -100,6 +101,7 @@ class LabelConfig:
     drawn_at: float = 0.0
     sampling_temperature: float = 0.0
     refill_share: float = 0.0
+    human_targets: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
@@ -332,6 +334,11 @@ class RunConfig:
             f"label.drawn_at = {self.label.drawn_at:g}; distill.soft_loss.tail = "
             f"{soft_loss.tail!r} at temperature {soft_loss.temperature:g} needs {wanted:g} "
             "(entries drawn at the loss's own temperature for `sample`, the largest otherwise).",
+        )
+        require(
+            not self.label.human_targets or self.distill.gold_share > 0.0,
+            "label.human_targets = True with distill.gold_share = 0: no update would see these "
+            "labels. Set GOLD_SHARE above 0, or LABEL_HUMAN_TARGETS = False.",
         )
         require(
             not soft_loss.paper_compat,

@@ -75,10 +75,17 @@ def _carry_out(context: RunContext) -> None:
         labelling = within(context, teacher, student.network.vocab_size)
         how = choose(context, store, labelling, student)
         soft = label(context, store, labelling, how)
-        model = distill(context, store, student, soft, context.config.distill)
+        model = distill(
+            context,
+            store,
+            student,
+            soft.unlabeled,
+            context.config.distill,
+            human_labels=soft.human,
+        )
         _score(context, store, model, "distill", "distill")
         if "llm_distill" in wanted and from_llm is not None:
-            _llm_distill(context, store, student, soft, from_llm)
+            _llm_distill(context, store, student, soft.unlabeled, from_llm)
     if from_llm is not None:
         _llm(context, store, student, from_llm)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from dora_jax.parallel.mesh import make_mesh
 from dora_jax.predict import decode
 from dora_jax.predict import label as label_examples
 from dora_jax.shapes import EOS_ID, PAD_ID, Examples
-from dora_jax.stages import weights
+from dora_jax.stages import train, weights
 from dora_jax.stages.label import label, within
 from dora_jax.stages.prepare import prepare
 from dora_jax.stages.train import distill, finetune
@@ -56,9 +57,10 @@ def test_ids_that_only_the_teacher_has_are_never_labelled(tmp_path: Path, tied: 
         labels = label(context, store, within(context, teacher, NETWORK.vocab_size), how)
         whole = teacher.params(context)
         student = weights.Start(NETWORK, "narrow", lambda: init_params(NETWORK, 1, context.mesh))
-        distill(context, store, student, labels, short)  # a wrong id would give no finite loss
+        # A wrong id would give no finite loss.
+        distill(context, store, student, labels.unlabeled, short)
 
-    reader = SoftLabelReader.open(labels, {})
+    reader = SoftLabelReader.open(labels.unlabeled, {})
     assert reader.header.vocabulary_size == NETWORK.vocab_size
     wanted = 0
     for i in range(4):
@@ -73,6 +75,52 @@ def test_ids_that_only_the_teacher_has_are_never_labelled(tmp_path: Path, tied: 
         )
         np.testing.assert_array_equal(row.tokens_T, log_p_TV.argmax(axis=1))
     assert wanted > 0  # the teacher would have said some
+
+
+def test_the_gold_share_learns_the_teachers_labels_of_human_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(TRAIN, train_steps=1, eval_every_steps=0)
+    gold = dataclasses.replace(short, gold_share=0.5)
+    how = LabelConfig(top_k=8, batch_size=8, shard_examples=8, human_targets=True)
+    config = tiny_config(tmp_path / "run", teach=short, distill=gold, label=how)
+    trained_on: dict[str, Any] = {}
+    with open_run(config) as context:
+        store = prepare(context)
+        human = store.examples("train")
+        start = weights.Start(NETWORK, "start", lambda: init_params(NETWORK, 0, context.mesh))
+        teacher = finetune(context, store, "teach", "distill", start, short)
+        stores = label(context, store, within(context, teacher, NETWORK.vocab_size), how)
+        assert stores.human is not None
+        # One damaged shard of the human targets is made again, and no other.
+        shards = sorted(stores.human.glob("shard*"))
+        before = {path: path.stat().st_mtime_ns for path in shards}
+        damaged = next(path for path in shards if path.suffix != ".json")
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        label(context, store, within(context, teacher, NETWORK.vocab_size), how)
+        renewed = [path for path in shards if path.stat().st_mtime_ns != before[path]]
+        assert {path.stem for path in renewed} == {damaged.stem}
+
+        monkeypatch.setattr(train, "_train", lambda *args, **others: trained_on.update(others))
+        distill(context, store, start, stores.unlabeled, gold, human_labels=stores.human)
+        params = teacher.params(context)
+    source = trained_on["gold"]
+    assert len(source) == len(human)
+    for i in range(4):
+        example, target = source.example(i, 0), human.target(i)
+        np.testing.assert_array_equal(example.target, target)
+        wanted = forced_label(
+            NETWORK, params, human.source(i)[None], target[None], 8, how.temperatures
+        )
+        assert example.soft is not None
+        np.testing.assert_allclose(
+            example.soft.topk_logits_TK, np.asarray(wanted.topk_logits_BTK)[0], atol=2e-3
+        )
+
+
+def test_human_targets_that_no_update_would_see_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Set GOLD_SHARE above 0"):
+        tiny_config(tmp_path, label=LabelConfig(human_targets=True))
 
 
 def test_a_teacher_no_wider_than_the_student_is_left_as_it_is(

@@ -186,7 +186,7 @@ def labelled(config: RunConfig, lines: list[str]) -> tuple[LabelConfig, Path]:
         teacher = finetune(context, store, "teach", "distill", start, config.teach)
         labelling = within(context, teacher, NETWORK.vocab_size)
         how = choose(context, store, labelling, start)
-        return how, label(context, store, labelling, how)
+        return how, label(context, store, labelling, how).unlabeled
 
 
 def test_what_is_left_open_is_measured_once(

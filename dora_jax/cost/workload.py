@@ -175,7 +175,9 @@ class _Plan(NamedTuple):
     def labelling(self) -> StageWork:
         label = self.config.label
         batch_size = label.batch_size or FIRST_LABEL_BATCH
-        decoding = self._decoding(1, self.facts.unlabeled, batch_size)
+        # Forced targets cost less than decoded ones, but they are few.
+        texts = self.facts.unlabeled + self.facts.labels * label.human_targets
+        decoding = self._decoding(1, texts, batch_size)
         return self._decoding_alone("label", self.config.teacher.network, decoding, label.widths)
 
     def _decoding_alone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -44,10 +45,29 @@ def within(context: RunContext, teacher: Model, vocab_size: int) -> weights.Star
     return weights.Start(narrow, teacher.fingerprint, params)
 
 
+class SoftLabelled(NamedTuple):
+    """Where the soft labels of a run lie."""
+
+    unlabeled: Path  # of the tokens that the teacher decoded
+    human: Path | None  # of the human labels' own tokens, where they were asked for
+
+
+class _Pass(NamedTuple):
+    """One pass of the teacher over a split."""
+
+    folder: Path
+    header: SoftLabelHeader
+    examples: Examples
+    forced: bool  # whether it labels the split's own targets
+
+    def writer(self, config: LabelConfig) -> SoftLabelWriter:
+        return SoftLabelWriter(self.folder, self.header, len(self.examples), config.shard_examples)
+
+
 def label(
     context: RunContext, store: TokenStore, teacher: weights.Start, config: LabelConfig
-) -> Path:
-    """Labels every unlabelled text that has no label yet. Returns the store's folder.
+) -> SoftLabelled:
+    """Labels every unlabelled text that has no label yet; the human targets too if asked for.
 
     `config` is the run's, with nothing left open (`label_choice.choose`). A crash loses the shard
     in flight and nothing else; a damaged shard is made again.
@@ -55,12 +75,30 @@ def label(
     Raises:
       ValueError: the teacher's logits are not finite.
     """
-    data = context.config.data
-    examples = store.examples("unlabeled")
+    directory = context.directory / STAGE
+    passes = _passes(context, store, teacher, config)
+    settings: dict[str, Any] = {"header": passes[0].header, "examples": len(passes[0].examples)}
+    if config.human_targets:
+        settings["human"] = {"header": passes[1].header, "examples": len(passes[1].examples)}
+    shared.link(context.directory, context.config.shared_dir, STAGE, settings)
+    if manifest.begin(directory, settings) and any(_pending(p.writer(config)) for p in passes):
+        manifest.reopen(directory)  # damaged since: there is work again, and time to bill
+    with context.stage(STAGE, "distill", settings):
+        # Another run may have labelled them while this one waited.
+        if manifest.begin(directory, settings) is None:
+            tokens = [_label_split(context, teacher, config, one) for one in passes]
+            manifest.finish(directory, {"tokens": sum(tokens)})
+    return SoftLabelled(passes[0].folder, passes[1].folder if config.human_targets else None)
+
+
+def _passes(
+    context: RunContext, store: TokenStore, teacher: weights.Start, config: LabelConfig
+) -> list[_Pass]:
+    length = context.config.data.target_length
     way = "greedy"
     if config.sampling_temperature:
         way = f"sampled at temperature {config.sampling_temperature:g}"
-    decoding = f"{way}, at most {data.target_length} tokens"
+    decoding = f"{way}, at most {length} tokens"
     if config.no_repeat_ngram_size:
         decoding += f", no {config.no_repeat_ngram_size} tokens twice"
     header = SoftLabelHeader(
@@ -74,22 +112,24 @@ def label(
         drawn_at=config.drawn_at,
     )
     directory = context.directory / STAGE
-    labels = directory / "soft_labels"
-    settings = {"header": header, "examples": len(examples)}
-    store_of_run = (labels, header, len(examples), config.shard_examples)
-    shared.link(context.directory, context.config.shared_dir, STAGE, settings)
-    if manifest.begin(directory, settings) and _pending(SoftLabelWriter(*store_of_run)):
-        manifest.reopen(directory)  # damaged since: there is work again, and time to bill
-    with context.stage(STAGE, "distill", settings):
-        # Another run may have labelled them while this one waited.
-        if manifest.begin(directory, settings) is None:
-            hosts.on_first(lambda: SoftLabelWriter(*store_of_run))
-            writer = SoftLabelWriter(*store_of_run)  # the others open what the first has made
-            _label_shards(context, teacher, config, examples, _pending(writer), writer)
-            hosts.on_first(writer.finish)
-            tokens = SoftLabelReader.open(labels, {}).num_tokens
-            manifest.finish(directory, {"tokens": tokens})
-    return labels
+    passes = [_Pass(directory / "soft_labels", header, store.examples("unlabeled"), forced=False)]
+    if config.human_targets:
+        given = dataclasses.replace(header, decoding="human targets")
+        passes.append(
+            _Pass(directory / "human_labels", given, store.examples("train"), forced=True)
+        )
+    return passes
+
+
+def _label_split(
+    context: RunContext, teacher: weights.Start, config: LabelConfig, one: _Pass
+) -> int:
+    """Labels what of a split is not labelled yet. Returns the number of all its target tokens."""
+    hosts.on_first(lambda: one.writer(config))
+    writer = one.writer(config)  # the others open what the first has made
+    _label_shards(context, teacher, config, one, _pending(writer), writer)
+    hosts.on_first(writer.finish)
+    return SoftLabelReader.open(one.folder, {}).num_tokens
 
 
 def _pending(writer: SoftLabelWriter) -> dict[int, range]:
@@ -104,17 +144,17 @@ def _label_shards(
     context: RunContext,
     teacher: weights.Start,
     config: LabelConfig,
-    examples: Examples,
+    one: _Pass,
     pending: dict[int, range],
     writer: SoftLabelWriter,
 ) -> None:
     if not pending:
         return
-    params = teacher.params()
+    params, examples = teacher.params(), one.examples
     done = len(examples) - sum(len(shard) for shard in pending.values())
     with tqdm(total=len(examples), initial=done, desc=STAGE, unit="text", disable=None) as bar:
         for shard, indices in pending.items():
-            rows = _label_shard(context, params, teacher, config, examples, indices, bar)
+            rows = _label_shard(context, params, teacher, config, one, indices, bar)
             hosts.on_first(functools.partial(writer.write_shard, shard, rows))
 
 
@@ -123,7 +163,7 @@ def _label_shard(
     params: Params,
     teacher: weights.Start,
     config: LabelConfig,
-    examples: Examples,
+    one: _Pass,
     indices: range,
     bar: tqdm,
 ) -> list[SoftRow]:
@@ -137,9 +177,10 @@ def _label_shard(
         rows = label_examples(
             teacher.network,
             params,
-            examples,
+            one.examples,
             indices,
             config,
+            forced=one.forced,
             source_length=data.source_length,
             target_length=data.target_length,
             mesh=context.mesh,
@@ -147,7 +188,7 @@ def _label_shard(
             scoring=lambda: context.meter.phase("score"),
             after_batch=after_batch,
         )
-    source_lengths = [len(examples.source(i)) for i in indices]
+    source_lengths = [len(one.examples.source(i)) for i in indices]
     target_lengths = [len(row.tokens_T) for row in rows]
     counts = flops.TokenCounts.from_lengths(source_lengths, target_lengths)
     context.meter.count(

@@ -109,18 +109,20 @@ def distill(
     config: TrainConfig,
     name: str = "distill",
     gold: LabelSet | None = None,
+    human_labels: Path | None = None,
 ) -> Model:
     """Training the student on the teacher's soft labels, with a share of gold ones.
 
-    `gold` stands in for the human labels.
+    Args:
+      labels: the teacher's, of the unlabelled texts.
+      gold: stands in for the human labels.
+      human_labels: the teacher's, of the human labels' own tokens: the gold share learns these.
     """
-    reader = SoftLabelReader.open(
-        labels,
-        {
-            "data_fingerprint": store.fingerprint,
-            "vocabulary_fingerprint": store.vocabulary.fingerprint,
-        },
-    )
+    expected = {
+        "data_fingerprint": store.fingerprint,
+        "vocabulary_fingerprint": store.vocabulary.fingerprint,
+    }
+    reader = SoftLabelReader.open(labels, expected)
     unlabeled = store.examples("unlabeled")
     examples = SoftLabelledSource(unlabeled, reader, config.soft_loss.drop_unended)
     if examples.unended:
@@ -135,18 +137,25 @@ def distill(
         "labels": reader.fingerprint,
         "seed": context.seed(name),
     }
-    human = store.examples("train")
+    gold_examples: ExampleSource = LabelledSource(store.examples("train"))
+    if gold is not None:
+        settings["gold"] = gold.fingerprint
+        gold_examples = LabelledSource(gold.examples)
+    elif human_labels is not None and config.gold_share:
+        human_reader = SoftLabelReader.open(human_labels, expected)
+        settings["gold"] = human_reader.fingerprint
+        gold_examples = SoftLabelledSource(store.examples("train"), human_reader)
     return _train(
         context,
         store,
         name,
         name,
-        settings if gold is None else {**settings, "gold": gold.fingerprint},
+        settings,
         start.network,
         config,
         examples,
         start.params,
-        gold=LabelledSource(gold.examples if gold else human) if config.gold_share else None,
+        gold=gold_examples if config.gold_share else None,
         temperature_index=reader.temperature_index(config.soft_loss.temperature),
     )
 
