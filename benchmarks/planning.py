@@ -111,7 +111,6 @@ def measured(
         label_usd=LABEL_USD * labels,
         device_usd=usd,
         teacher_usd=0.0,
-        other_usd=0.0,
         value=value,
         interval=(value - half, value + half),
     )

@@ -12,17 +12,18 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
 import argparse
 import dataclasses
 import json
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from dora_jax.launch.command_line import exit_status, parse, require_place
+from dora_jax.launch.command_line import command, exit_status, parse, require_place
 from dora_jax.launch.plan_input import Chosen, Prices, choose, read_records
-from dora_jax.planning.arms import LABELS, arms_of
+from dora_jax.planning.annotators import annotator_text
+from dora_jax.planning.arms import LABELS, LLM_LABELS, arms_of
 from dora_jax.planning.curves import PowerLaw
 from dora_jax.planning.decision import (
     REACH,
@@ -37,10 +38,14 @@ from dora_jax.planning.decision import (
 from dora_jax.planning.front import budget_grid, fitted_front, measured_points
 from dora_jax.planning.next_measurement import Measurement, measure_next
 from dora_jax.planning.words import (
+    NO_TURNS,
     break_even_text,
+    columns_of,
     decided,
     line_of,
     measurement_text,
+    misfit_text,
+    nothing_next_text,
     region_text,
     verdict,
 )
@@ -73,7 +78,16 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="where the folder holds runs of several tasks")
     parser.add_argument("--scale", help="paper or rehearsal, where it holds both")
     parser.add_argument(
-        "--price_usd_per_label", type=float, metavar="USD", help="in place of the price paid"
+        "--price_usd_per_label",
+        type=float,
+        metavar="USD",
+        help="of a person's label, in place of the price paid",
+    )
+    parser.add_argument(
+        "--price_usd_per_llm_label",
+        type=float,
+        metavar="USD",
+        help="of a language model's label, in place of the price paid",
     )
     parser.add_argument(
         "--price_usd_per_device_hour", type=float, metavar="USD", help="in place of the price paid"
@@ -103,15 +117,19 @@ def read_choice(flags: argparse.Namespace) -> tuple[Chosen, Fitted]:
     """
     if flags.runs is None:
         raise ValueError("Which runs? Add --runs=DIR, a folder below which launch/run.py wrote.")
-    for name in ("price_usd_per_label", "price_usd_per_device_hour"):
-        if (price := getattr(flags, name)) is not None and price < 0:
-            raise ValueError(f"--{name}={price}; a price is at least 0.")
-    if flags.students < 1 or flags.reach < 1 or flags.replicates < 100:
+    prices = Prices(
+        flags.price_usd_per_label, flags.price_usd_per_llm_label, flags.price_usd_per_device_hour
+    )
+    for name, price in prices._asdict().items():
+        if price is not None and not 0 <= price < float("inf"):
+            flag = f"price_usd_per_{name.removesuffix('_usd')}"
+            raise ValueError(f"--{flag}={price}; a price is a number of at least 0.")
+    in_range = flags.students >= 1 and 1 <= flags.reach < float("inf") and flags.replicates >= 100
+    if not in_range:
         raise ValueError(
             f"--students={flags.students} --reach={flags.reach} --replicates={flags.replicates}; "
             "expected at least 1, 1 and 100."
         )
-    prices = Prices(flags.price_usd_per_label, flags.price_usd_per_device_hour)
     chosen = choose(read_records(flags.runs, prices), flags.task, flags.scale)
     chosen = chosen._replace(market=dataclasses.replace(chosen.market, students=flags.students))
     fitted = fit_arms(arms_of(chosen.results), replicates=flags.replicates, seed=flags.seed)
@@ -167,6 +185,7 @@ def plan_json(chosen: Chosen, fitted: Fitted, budget_usd: float) -> dict[str, An
         "scatter_of_a_run": {
             "sd": scatter.sd if scatter.freedom else None,
             "freedom": scatter.freedom,
+            "misfit": scatter.misfit,
         },
         "decided": decided(best),
         "plans": [dataclasses.asdict(plan) | {"usd": plan.usd} for plan in best],
@@ -176,6 +195,10 @@ def plan_json(chosen: Chosen, fitted: Fitted, budget_usd: float) -> dict[str, An
             if best
             else [],
         },
+        "annotators": [
+            dataclasses.asdict(each) | {"error_rate": each.audit and each.audit.error_rate}
+            for each in chosen.annotators
+        ],
         "measured": [dataclasses.asdict(point) for point in measured_points(chosen.results)],
         "front": [
             {"budget_usd": budget, "best": dataclasses.asdict(found[0]) if found else None}
@@ -216,24 +239,26 @@ def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
     market, best = chosen.market, plans(fitted, budget_usd, chosen.market)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(_shown(text), highlight=False, soft_wrap=True)
 
     mark = " REHEARSAL: small networks, no result of the paper's." * (chosen.scale == "rehearsal")
     say(f"{chosen.task}, {chosen.scale} scale, {len(chosen.results)} results.{mark}")
-    for remark in chosen.remarks:
+    for annotator in chosen.annotators:
+        say(f"labelled by {annotator_text(annotator)}")
+    for remark in [*chosen.remarks, *misfit_text(fitted.scatter)]:
         say(f"note: {remark}")
     say(f"\n{verdict(best, chosen.metric, budget_usd)}")
     if best:
-        console.print(_plans_table(best, chosen.metric))
+        console.print(_plans_table(best, chosen.metric, bool(chosen.annotators)))
         say(f"Within {TOLERANCE:g} point of the best:")
         for region in near_optimal(fitted, budget_usd, market):
             say(f"  {region_text(region)}")
         turns = break_evens(fitted, budget_usd, market)
-        say("\nWhere the winner changes:" if turns else "\nWithout a curve no price can be moved.")
+        say(f"\nWhere the winner changes:{'' if turns else f' {NO_TURNS}'}")
         for found in turns:
             say(f"  {break_even_text(found)}")
     wanted = measure_next(fitted, budget_usd, market)
-    say("\nMeasure next:" if wanted else "\nNo further run is needed for this decision.")
+    say(f"\nMeasure next:{'' if wanted else f' {nothing_next_text(best)}'}")
     told = set[str]()
     for number, measurement in enumerate(wanted, 1):
         line = run_command(chosen, fitted, measurement)
@@ -243,28 +268,44 @@ def _print(chosen: Chosen, fitted: Fitted, budget_usd: float) -> None:
             told.add(line)
 
 
-def _plans_table(best: Sequence[Plan], metric: str) -> Table:
+def _shown(text: str) -> Text:
+    """Text as it is: names of runs and models are no markup and move no cursor."""
+    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
+
+
+def _plans_table(best: Sequence[Plan], metric: str, llm: bool) -> Table:
     table = Table(box=box.SIMPLE)
-    table.add_column("plan", no_wrap=True)
-    for heading in (metric, "95 %", "best", "labels", "$ labels", "$ else", "$", "from"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in columns_of(metric, llm):
+        table.add_column(
+            _shown(heading), justify="left" if heading == "plan" else "right", no_wrap=True
+        )
     for plan in best:
-        table.add_row(*line_of(plan), plan.measured)
+        table.add_row(*map(_shown, line_of(plan, llm)))
     return table
 
 
 def run_command(chosen: Chosen, fitted: Fitted, measurement: Measurement) -> str:
-    """The command of a run on a labels arm; what else varies is the user's to say."""
+    """The command of a run on an arm over labels; what else varies is the user's to say."""
     arm = next(arm for arm in fitted.arms if arm.name == measurement.arm)
     record = next(r for r in chosen.records if r.name == arm.results[0].name)
-    if arm.axis != LABELS or record.config_path is None:
+    if arm.axis not in (LABELS, LLM_LABELS) or record.config_path is None:
         return ""
-    seed = 1 + max((r.seed for r in arm.results if r.labels == measurement.labels), default=-1)
-    place = record.directory.with_name(f"{measurement.labels}-labels-seed-{seed}")
-    return (
-        f"python launch/run.py --gin_file={shlex.quote(str(record.config_path))} "
-        f"--gin.NUM_LABELS={measurement.labels} --gin.SEED={seed} "
-        f"--gin.MODEL_DIR=\"'{place}'\""
+    seeds = (r.seed for r, x in zip(arm.results, arm.places, strict=True) if x == measurement.place)
+    seed = 1 + max(seeds, default=-1)
+    number, setting, kind = (
+        (measurement.llm_labels, "NUM_LLM_LABELS", "llm-labels")
+        if arm.axis == LLM_LABELS
+        else (measurement.labels, "NUM_LABELS", "labels")
+    )
+    place = record.directory.with_name(f"{number}-{kind}-seed-{seed}")
+    return command(
+        ("python", "launch/run.py"),
+        (
+            f"--gin_file={record.config_path}",
+            f"--gin.{setting}={number}",
+            f"--gin.SEED={seed}",
+            f"--gin.MODEL_DIR={str(place)!r}",
+        ),
     )
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dora_jax.cost.charging import BY_PRODUCTS
-from dora_jax.cost.ledger_rows import LABELS
-from dora_jax.fingerprints import fingerprint
+from dora_jax.cost.charging import BY_PRODUCTS, LLM_LABELS
+from dora_jax.cost.prices import INPUT_TOKENS, LABEL_UNITS, TOKEN_UNITS
+from dora_jax.fingerprints import agreed, fingerprint
+from dora_jax.planning.annotators import Annotator, audit_of
 from dora_jax.planning.arms import Market, Measured
-from dora_jax.run_folders import FINISHED, RunFolder, find_runs, read_folder
-from dora_jax.run_records import RunRecord, records_of
+from dora_jax.run_folders import (
+    FINISHED,
+    RunFolder,
+    dig,
+    find_runs,
+    read_folder,
+    read_or_empty,
+    search_of,
+)
+from dora_jax.run_records import RunRecord, records_of, settings_of_result
 
 # What students of one teacher can share: making it, and its pass over the unlabelled text.
 TEACHER_STAGES = ("pretrain-teacher", "teach", "choose-labels", "label")
-_NO_RECIPE = ("model_dir", "seed", "strategies", "mesh", "cost", "scale", "evaluate")
-_OF_THE_TEACHER = ("teacher", "teach", "label", "distill")
 GIVEN = "given on the command line"
 
 
@@ -27,6 +33,7 @@ class Prices(NamedTuple):
     """Prices in place of those that the receipts have; None leaves them."""
 
     label_usd: float | None = None
+    llm_label_usd: float | None = None
     device_hour_usd: float | None = None
 
 
@@ -41,6 +48,7 @@ class Chosen(NamedTuple):
       records: all results of the task and scale, finished or not, teachers too.
       results: the finished ones of compact models, as planning takes them.
       market: today's prices.
+      annotators: the language models whose labels the results use.
       remarks: what a reader must know of them, in sentences.
     """
 
@@ -50,6 +58,7 @@ class Chosen(NamedTuple):
     records: list[RunRecord]
     results: list[Measured]
     market: Market
+    annotators: list[Annotator]
     remarks: list[str]
 
 
@@ -91,18 +100,26 @@ def choose(records: Sequence[RunRecord], task: str | None, scale: str | None) ->
         )
     ((task_, scale_, metric),) = kinds
     same = [r for r in kept if (r.task, r.scale) == (task_, scale_)]
-    results = [_measured(record) for record in students]
-    return Chosen(
-        task_, scale_, metric, same, results, _market(results), _remarks(records, same, students)
-    )
+    measured = [_measured(record, _tried(record, kept)) for record in students]
+    results = _once_each(measured)
+    remarks = _remarks(records, same, students)
+    if again := len(measured) - len(results):
+        remarks.append(
+            f"{again} results repeat another one (equal settings, seed and value) and count once."
+        )
+    market, annotators = _market(results), _annotators(students)
+    return Chosen(task_, scale_, metric, same, results, market, annotators, remarks)
 
 
 def _priced(folder: RunFolder, prices: Prices) -> RunFolder:
     changed = []
     for row in folder.rows:
         price, amount = None, 0.0
-        if row.stage == LABELS:
+        if row.unit in LABEL_UNITS:
             price, amount = prices.label_usd, float(row.examples)
+        elif row.unit in TOKEN_UNITS:  # the row of the input has the number of labels
+            price = prices.llm_label_usd
+            amount = float(row.examples) if row.unit == INPUT_TOKENS else 0.0
         elif row.device_kind:
             price, amount = prices.device_hour_usd, row.device_hours
         if price is not None:
@@ -117,23 +134,32 @@ def _priced(folder: RunFolder, prices: Prices) -> RunFolder:
     return dataclasses.replace(folder, rows=tuple(changed))
 
 
-def _measured(record: RunRecord) -> Measured:
+def _tried(record: RunRecord, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The record, and what the search tried that chose it."""
+    search = search_of(record.directory)
+    same = [r for r in records if r.strategy == record.strategy] if search else []
+    return [r for r in same if search_of(r.directory) == search] or [record]
+
+
+def _measured(record: RunRecord, tried: Sequence[RunRecord]) -> Measured:
     assert record.value is not None
     size = record.student_parameters
     return Measured(
         name=record.name,
         strategy=record.strategy,
-        recipe=_recipe(record),
+        recipe=_recipe(record.strategy, agreed([each.settings for each in tried])),
         student=f"{size / 1e6:.3g} M" if size else "size unknown",
         seed=record.seed,
         labels=record.labels,
         label_usd=record.label_dollars,
         device_usd=record.compute_dollars + record.search_dollars,
         teacher_usd=sum(record.dollars_by_stage.get(stage, 0.0) for stage in TEACHER_STAGES),
-        other_usd=record.llm_dollars,
         value=record.value,
         interval=record.interval,
         confidence=_confidence(record.settings),
+        annotator=str(_labelled(record).get("model") or "") if record.llm_labels else "",
+        llm_labels=record.llm_labels,
+        llm_usd=record.llm_dollars,
     )
 
 
@@ -142,16 +168,45 @@ def _confidence(settings: dict[str, Any]) -> float:
     return float(evaluate.get("confidence", 0.95)) if isinstance(evaluate, dict) else 0.95
 
 
-def _recipe(record: RunRecord) -> str:
-    """A fingerprint of the settings that decide a result, but for labels and seeds."""
-    kept = copy.deepcopy({k: v for k, v in record.settings.items() if k not in _NO_RECIPE})
-    if record.teacher_parameters is None:
-        kept = {k: v for k, v in kept.items() if k not in _OF_THE_TEACHER}
-    data = kept.get("data")
-    if isinstance(data, dict):
-        for name in ("num_labels", "labels_seed", "token_store"):
-            data.pop(name, None)
-    return fingerprint([record.strategy, kept])[:6]
+def _recipe(strategy: str, settings: dict[str, Any]) -> str:
+    """A fingerprint of the settings that decide a result, but for numbers of labels and seeds."""
+    kept = settings_of_result(settings, strategy)
+    kept.pop("evaluate", None)
+    for part, names in (("data", ("num_labels", "token_store")), ("llm", ("num_labels",))):
+        if isinstance(kept.get(part), dict):
+            kept[part] = {n: v for n, v in kept[part].items() if n not in names}
+    return fingerprint([strategy, kept])[:6]
+
+
+def _once_each(results: Sequence[Measured]) -> list[Measured]:
+    """Without repetitions, as a sweep makes of a strategy by an axis that does not touch it.
+
+    Taken for seeds they would say that nothing scatters.
+    """
+    first: dict[Hashable, Measured] = {}
+    for r in results:
+        key = (r.strategy, r.recipe, r.seed, r.labels, r.llm_labels, r.value)
+        first.setdefault(key, r)
+    return list(first.values())
+
+
+def _labelled(record: RunRecord) -> dict[str, Any]:
+    """What the run recorded of the language model that labelled for it."""
+    outputs = read_or_empty(record.directory / LLM_LABELS / "manifest.json").get("outputs")
+    return outputs if isinstance(outputs, dict) else {}
+
+
+def _annotators(records: Sequence[RunRecord]) -> list[Annotator]:
+    """One for each file of labels and model, in the order of the runs."""
+    found: dict[tuple[str, str], Annotator] = {}
+    for record in records:
+        outputs = _labelled(record) if record.llm_labels else {}
+        model = str(outputs.get("model") or "")
+        key = (str(dig(record.settings, "llm", "labels")), model)
+        if record.llm_labels > (found[key].labels if key in found else 0):
+            usd = record.llm_dollars / record.llm_labels
+            found[key] = Annotator(model, record.llm_labels, usd, audit_of(outputs.get("audit")))
+    return list(found.values())
 
 
 def _market(results: Sequence[Measured]) -> Market:
@@ -178,6 +233,11 @@ def _remarks(
         remarks.append(
             f"Compute of {free} of {len(used)} results has no price and counts as $0; "
             "--price_usd_per_device_hour=X prices it."
+        )
+    if free := sum(r.llm_labels > 0 and not r.llm_dollars for r in used):
+        remarks.append(
+            f"Labels of a language model cost $0 in {free} results, as on a server of one's own "
+            "whose devices are not counted; --price_usd_per_llm_label=X prices them."
         )
     prices = {round(r.label_dollars / r.labels, 6) for r in used if r.labels}
     if len(prices) > 1:

@@ -47,7 +47,7 @@ def write_report(flags: argparse.Namespace, output: Path) -> None:
     from dora_jax.report.page import html_of
 
     chosen, fitted = read_choice(flags)
-    page = page_of(chosen, fitted, flags.budget_usd)
+    page = page_of(chosen, fitted, flags.budget_usd, flags.figures)
     html = html_of(page)
     if flags.figures:
         for figure in tqdm(page.figures, desc="figures", unit="figure", disable=None, leave=False):

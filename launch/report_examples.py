@@ -23,17 +23,20 @@ _TRAINED_BY = {TEACHER: "teach"}
 def exemplars(records: Sequence[RunRecord]) -> list[RunRecord]:
     """One finished model of each strategy, chosen without a look at its score.
 
-    At the largest number of labels that most strategies share, the lowest seed.
+    At the number of human labels that most strategies share, the larger of two such, or else at
+    the strategy's own largest; there with the most labels of a language model, the lowest seed.
     """
     finished = [r for r in records if r.status == FINISHED and r.value is not None and r.chosen]
-    by_labels: dict[int, list[RunRecord]] = {}
+    by_labels: dict[int, set[str]] = {}
     for record in finished:
-        by_labels.setdefault(record.labels, []).append(record)
+        by_labels.setdefault(record.labels, set()).add(record.strategy)
     if not by_labels:
         return []
-    labels = max(by_labels, key=lambda n: (len({r.strategy for r in by_labels[n]}), n))
+    shared = max(by_labels, key=lambda n: (len(by_labels[n]), n))
     chosen: dict[str, RunRecord] = {}
-    for record in sorted(by_labels[labels], key=lambda r: r.seed):
+    for record in sorted(
+        finished, key=lambda r: (r.labels != shared, -r.labels, -r.llm_labels, r.seed)
+    ):
         chosen.setdefault(record.strategy, record)
     return [chosen[name] for name in sorted(chosen)]
 

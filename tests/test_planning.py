@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from dora_jax.planning import curves
-from dora_jax.planning.arms import COMPUTE, DOLLARS, LABELS, Market, Measured, arms_of
-from dora_jax.planning.curves import PowerLaw, Series, Steps, bootstrap, fit
+from dora_jax.planning.arms import (
+    COMPUTE,
+    DOLLARS,
+    LABELS,
+    LLM_LABELS,
+    Market,
+    Measured,
+    arms_of,
+    llm_label_price,
+)
 from dora_jax.planning.decision import Fitted, break_evens, fit_arms, near_optimal, plans
+from dora_jax.planning.dollars import price_text, usd_text
 from dora_jax.planning.front import budget_grid, fitted_front, measured_points
 from dora_jax.planning.next_measurement import measure_next
 
@@ -38,7 +46,6 @@ def result(strategy: str, labels: int, value: float, **changed: object) -> Measu
         label_usd=LABEL_USD * labels,
         device_usd=device,
         teacher_usd=0.75 * device if strategy == "distill" else 0.0,
-        other_usd=0.0,
         value=value,
         interval=(value - 2.0, value + 2.0),
     )
@@ -59,77 +66,6 @@ def runs(rng: np.random.Generator | None = None, sd: float = 1.0) -> list[Measur
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
     return fit_arms(arms_of(runs(np.random.default_rng(7))), replicates=500)
-
-
-# --- curves
-
-
-@pytest.mark.parametrize("top", [70.0, 99.0])
-def test_a_fit_is_that_of_scipy(top: float) -> None:
-    x = np.array([100.0, 200.0, 400.0, 800.0, 1600.0])
-    values = top - 300.0 * x**-0.5 + np.random.default_rng(0).normal(0, 0.3, 5)
-
-    def curve(x: np.ndarray, top: float, drop: float, exponent: float) -> np.ndarray:
-        return top - drop * (x / 400.0) ** -exponent
-
-    bounds = ([0.0, 0.0, 0.05], [100.0, 200.0, 3.0])
-    found, _ = optimize.curve_fit(curve, x, values, p0=(80, 20, 0.5), bounds=bounds)
-    ours = fit(x, values[None])
-    squares = np.sum((ours.values(x)[0] - values) ** 2)
-    assert squares <= 1.02 * np.sum((curve(x, *found) - values) ** 2) + 1e-6
-    np.testing.assert_allclose(ours.values(x)[0], curve(x, *found), atol=0.1)
-
-
-def test_exact_data_come_back_and_bounds_hold() -> None:
-    x = np.array([1.0, 4.0, 16.0, 64.0])
-    exponent = curves.EXPONENTS[20]
-    ours = fit(x, (90.0 - 30.0 * x**-exponent)[None])
-    np.testing.assert_allclose([ours.top_R[0], ours.exponent_R[0]], [90.0, exponent], rtol=1e-6)
-    falling = fit(x, np.array([[50.0, 40.0, 30.0, 20.0]]))
-    assert falling.drop_R[0] == 0.0 and falling.top_R[0] == pytest.approx(35.0)
-    steep = fit(x, np.array([[10.0, 40.0, 70.0, 99.9]]))
-    assert steep.top_R[0] <= 100.0
-    assert np.all(np.diff(steep.values(np.geomspace(1, 1e6, 50))[0]) >= -1e-9)
-    with pytest.raises(ValueError, match="3 different positive places"):
-        fit(np.array([1.0, 1.0, 2.0]), np.ones((1, 3)))
-
-
-def test_too_few_runs_have_no_curve_but_steps() -> None:
-    series = Series(np.array([10.0, 10.0, 20.0]), np.array([50.0, 52.0, 60.0]), np.full(3, 1.0))
-    (bands,), scatter = bootstrap([series], replicates=2000)
-    assert isinstance(bands.central, Steps) and isinstance(bands.replicates, Steps)
-    np.testing.assert_allclose(
-        bands.central.values(np.array([9.0, 10.0, 15.0, 20.0, 90.0]))[0], [np.nan, 51, 51, 60, 60]
-    )
-    assert scatter.freedom == 1 and scatter.sd == pytest.approx(np.sqrt(2))
-    # The test set shifts both places together.
-    lead_R = bands.replicates.values_RP[:, 1] - bands.replicates.values_RP[:, 0]
-    alone = Series(np.array([10.0, 20.0]), np.array([51.0, 60.0]), np.full(2, 1.0))
-    (without,), unknown = bootstrap([alone], replicates=2000)
-    assert np.isnan(unknown.sd) and unknown.freedom == 0
-    spread = without.replicates.values(np.array([10.0, 20.0]))
-    np.testing.assert_allclose(spread[:, 1] - spread[:, 0], 9.0)
-    assert 0.9 < spread[:, 0].std() < 1.1 and lead_R.std() > 1.0
-
-
-def test_coverage_of_the_bands_is_honest() -> None:
-    """Between 85 and 99 % at nominal 95 %, inside and beyond what was measured."""
-    rng = np.random.default_rng(5)
-    laws = [(85.0, 300.0, 0.5), (95.0, 150.0, 0.25), (70.0, 2000.0, 1.0), (60.0, 0.0, 1.0)]
-    x_N, asked = np.repeat([100.0, 250.0, 630.0, 1580.0], 2), np.array([130.0, 800.0, 3160.0])
-    covered, widths = [], []
-    for trial in range(240):
-        top, drop, exponent = laws[trial % len(laws)]
-        right = top - drop * asked**-exponent
-        values_N = top - drop * x_N**-exponent + 1.5 * rng.standard_normal(8)
-        values_N += 1.0 * rng.standard_normal()  # the test set's, the same for all runs
-        (bands,), _ = bootstrap([Series(x_N, values_N, np.ones(8))], replicates=200, seed=trial)
-        low, high = np.percentile(bands.replicates.values(asked), [2.5, 97.5], axis=0)
-        covered.append((low <= right) & (right <= high))
-        widths.append(high - low)
-    coverage = np.mean(covered, axis=0)
-    assert np.all((coverage >= 0.85) & (coverage <= 0.99)), coverage
-    assert np.all(np.median(widths, axis=0) < 12.0)  # and says something
 
 
 # --- arms
@@ -171,6 +107,65 @@ def test_arms_of_one_strategy_are_told_apart() -> None:
     made = [*runs(), *(dataclasses.replace(r, recipe="b", student="base") for r in runs())]
     names = [arm.name for arm in arms_of(made)]
     assert names == ["annotate [base]", "annotate [small]", "distill [base]", "distill [small]"]
+
+
+LLM_USD = 0.002
+
+
+def of_llm(labels: int, human: int = 0, seed: int = 0, usd: float = LLM_USD) -> Measured:
+    """A student of a language model's labels; beside human ones where there are any."""
+    return result(
+        "llm_human" if human else "llm",
+        human,
+        float(60.0 - 200.0 * labels**-0.5) + 0.01 * human,
+        seed=seed,
+        device_usd=4.0,
+        teacher_usd=0.0,
+        annotator="gpt-x",
+        llm_labels=labels,
+        llm_usd=usd * labels,
+    )
+
+
+def test_labels_of_a_language_model_are_an_axis_with_a_price() -> None:
+    made = [of_llm(n, seed=seed) for n in PLACES for seed in (0, 1)]
+    (arm,) = arms_of(made)
+    assert (arm.name, arm.axis, arm.places) == (
+        "llm",
+        LLM_LABELS,
+        (125, 125, 250, 250, 500, 500, 1000, 1000),
+    )
+    assert arm.costs.at(MARKET) == pytest.approx((4.0, LLM_USD))
+    dear = Market(LABEL_USD, device_factor=2.0, llm_label_usd=0.01)
+    assert arm.costs.at(dear) == pytest.approx((8.0, 0.01))
+    assert llm_label_price([arm]) == pytest.approx(LLM_USD)
+    assert llm_label_price(arms_of([*made, of_llm(300, usd=0.004)])) is None
+    assert llm_label_price(arms_of(runs())) is None
+    (plan,) = plans(fit_arms([arm], replicates=100), 5.0, MARKET)
+    assert (plan.labels, plan.llm_labels) == (0, 500)
+    assert (plan.label_usd, plan.llm_usd, plan.work_usd) == pytest.approx((0.0, 1.0, 4.0))
+    assert plan.value == pytest.approx(60 - 200 * 500**-0.5, abs=0.1)
+    (region,) = near_optimal(fit_arms([arm], replicates=100), 5.0, MARKET)
+    assert region.llm_labels[1] == 500 and region.labels == (0, 0)
+
+
+def test_both_kinds_of_labels_are_varied_with_the_other_fixed() -> None:
+    grid = [of_llm(n, human) for n in PLACES for human in (50, 100, 200, 400)]
+    arms = {arm.name: arm for arm in arms_of(grid)}
+    assert len(arms) == 8
+    assert arms["llm_human [100 human labels]"].axis == LLM_LABELS
+    over_people = arms["llm_human [500 LLM labels]"]
+    assert over_people.axis == LABELS and over_people.places == (50, 100, 200, 400)
+    assert over_people.costs.at(MARKET) == pytest.approx((4.0 + 500 * LLM_USD, LABEL_USD))
+    assert over_people.costs.at(Market(LABEL_USD, llm_label_usd=0.1))[0] == pytest.approx(54.0)
+
+
+def test_two_language_models_are_two_arms() -> None:
+    cheap = [of_llm(n) for n in PLACES]
+    other = [dataclasses.replace(r, annotator="gpt-y", recipe="other") for r in cheap]
+    assert [arm.name for arm in arms_of([*cheap, *other])] == ["llm [gpt-x]", "llm [gpt-y]"]
+    few = arms_of([cheap[0], other[0]])
+    assert [arm.axis for arm in few] == [LLM_LABELS, LLM_LABELS]
 
 
 # --- decisions
@@ -235,6 +230,26 @@ def test_dearer_devices_and_shared_teachers_change_the_winner_where_they_should(
     assert at["annotate"] == pytest.approx(at["distill"], abs=0.05)
     # Who wins already wins all the more where the teacher is shared.
     assert by_name["students a teacher", False].at is None
+
+
+@pytest.mark.parametrize("paid", [LLM_USD, 0.0])
+def test_the_break_even_price_of_a_language_models_label(paid: float) -> None:
+    """For 50 dollars a student of people's labels is better once a model's labels are dear."""
+    made = [r for r in runs() if r.strategy == "annotate"]
+    made += [of_llm(n, seed=seed, usd=paid) for n in PLACES for seed in (0, 1)]
+    exact, budget = fit_arms(arms_of(made), replicates=100), 50.0
+    market = Market(LABEL_USD)
+    assert plans(exact, budget, market)[0].strategy == "llm"
+
+    def lead(price: float) -> float:
+        people = float(truth("annotate", (budget - 5.0) / (LABEL_USD + 0.01)))
+        return 60.0 - 200.0 * ((budget - 4.0) / price) ** -0.5 - people
+
+    expected = optimize.root_scalar(lead, bracket=(0.05, 1.0), method="brentq").root
+    above = [b for b in break_evens(exact, budget, market) if b.of == "LLM label price"][-1]
+    assert above.now == paid and above.searched[1] >= LABEL_USD
+    assert above.winner == "annotate" and above.at == pytest.approx(expected, rel=0.03)
+    assert not any(b.of == "students a teacher" for b in break_evens(exact, budget, market))
 
 
 def test_a_wide_doubt_is_told_as_such() -> None:
@@ -310,8 +325,8 @@ def test_interval_and_regret_of_the_recommendation() -> None:
     assert np.mean(regrets) < 0.35 and np.max(regrets) < 5.0
 
 
-def test_a_power_law_in_numbers() -> None:
-    law = PowerLaw(np.array([80.0]), np.array([20.0]), np.array([0.5]), unit=100.0)
-    np.testing.assert_allclose(
-        law.values(np.array([25.0, 100.0, 400.0, 1.0])), [[40.0, 60.0, 70.0, 0.0]]
-    )
+def test_dollars_read_as_dollars() -> None:
+    amounts = [0.0, 0.004, 0.00003, 0.1, 1234.5]
+    assert [usd_text(usd) for usd in amounts] == ["0.00", "0.004", "0.00003", "0.10", "1,234.50"]
+    prices = [0.0, 0.26, 0.000587, 2.5, 12.345]
+    assert [price_text(usd) for usd in prices] == ["0.00", "0.26", "0.000587", "2.5", "12.35"]

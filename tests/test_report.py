@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_sweep import HOSTILE, write_sweep
+from made_sweep import HOSTILE, write_llm_runs, write_sweep
 from synthetic_runs import write_run
 
 from dora_jax.launch import plan, report
@@ -20,6 +20,7 @@ from dora_jax.report.content import Page, Sample, Section, Table
 from dora_jax.report.exports import csv_of
 from dora_jax.report.page import html_of, json_in_html
 
+FEW = "--replicates=200"
 FIGURES = ("pareto", "over-labels", "stages", "phases", "classes")
 
 
@@ -60,7 +61,7 @@ class Reader(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep, its page and its figures."""
     sweep = write_sweep(tmp_path_factory.mktemp("sweep"))
-    assert report.main([f"--runs={sweep}", "--budget_usd=120"]) == 0
+    assert report.main([f"--runs={sweep}", "--budget_usd=120", FEW]) == 0
     return sweep
 
 
@@ -87,15 +88,45 @@ def test_the_page_is_one_file_that_fetches_nothing(folder: Path, shown: Reader) 
 def test_it_says_what_the_plan_says(
     folder: Path, shown: Reader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan.main([f"--runs={folder}", "--budget_usd=120", "--json=-"]) == 0
+    assert plan.main([f"--runs={folder}", "--budget_usd=120", "--json=-", FEW]) == 0
     best = json.loads(capsys.readouterr().out)["plans"][0]
     expected = f"{best['labels']:,} labels, expected micro_f1 {best['value']:.1f}"
     assert f"For $120.00: {best['arm']}, {expected}" in shown.text
     answers = state_of(shown)["budgets"]["answers"]
     usd = [answer["usd"] for answer in answers]
     assert usd == sorted(usd) and 120.0 in usd and len(usd) > 50
-    assert all(answer["plans"] and answer["near"] for answer in answers)
-    assert {answer["plans"][0][0] for answer in answers} == {"annotate", "distill"}
+    assert all(answer["rows"]["plans"] and answer["near"] for answer in answers)
+    assert {answer["rows"]["plans"][0][0] for answer in answers} == {"annotate", "distill"}
+
+
+def test_break_evens_and_next_runs_are_those_of_each_budget(
+    folder: Path, shown: Reader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = state_of(shown)["budgets"]["answers"]
+    for answer in answers[5::25]:
+        flags = [f"--runs={folder}", f"--budget_usd={answer['usd']!r}", "--json=-", FEW]
+        assert plan.main(flags) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert len(answer["rows"]["next"]) == len(found["measure_next"])
+        winners = [b["winner"] for b in found["break_even"]]
+        assert [row[2] for row in answer["rows"]["turns"]] == winners
+        assert all(answer["text"] in text for text in answer["texts"].values())
+    assert len({json.dumps(answer["rows"]["turns"]) for answer in answers}) > 20
+    assert {len(answer["rows"]["next"]) for answer in answers} == {0, 3}
+    assert "At a budget of $120.00, one price moved" in shown.text
+
+
+def test_a_language_model_has_its_price_and_error_rate(tmp_path: Path) -> None:
+    write_llm_runs(write_sweep(tmp_path, places=(100, 200, 400), seeds=1))
+    assert report.main([f"--runs={tmp_path}", "--no-figures", FEW]) == 0
+    page = Reader((tmp_path / "report.html").read_text())
+    assert "Language models as annotators" in page.text
+    assert "gpt-x 800 0.002 20.0 16.0–25.0 100 3 0.20" in page.text
+    assert "llm, 800 LLM labels" in json.dumps(state_of(page)["figures"]["stages"])
+    assert "over-llm-labels" in state_of(page)["figures"]
+    assert "$ LLM" in page.text and "LLM labels" in page.text
+    # Figures were not written, so nothing points at them.
+    assert not [link for link in page.links if not link.startswith("#")]
 
 
 def test_a_rehearsal_is_marked_and_the_paper_is_not(

@@ -81,11 +81,17 @@ def test_the_slider_moves_the_recommendation(browser, page: Path) -> None:
     for place in (0, len(state) - 1):
         browser.execute_script(move, place)
         assert text_of(browser, "#verdict") == state[place]["verdict"]
-        assert text_of(browser, "#plans tbody td") == state[place]["plans"][0][0]
+        assert text_of(browser, "#plans tbody td") == state[place]["rows"]["plans"][0][0]
+        for section in ("turns", "next"):
+            told = state[place]["texts"][section]
+            assert text_of(browser, f"#{section} p") == told and state[place]["text"] in told
+            rows = "return document.querySelectorAll(arguments[0]).length"
+            shown = browser.execute_script(rows, f"#{section} .scroll:not([hidden]) tbody tr")
+            assert shown == len(state[place]["rows"][section])
         assert text_of(browser, "#near li") == state[place]["near"][0]
         time.sleep(0.2)
         assert (rule_x(browser) > middle) == (place > 0)
-    assert state[0]["plans"][0][0] == "annotate"  # all that so little money pays
+    assert state[0]["rows"]["plans"][0][0] == "annotate"  # all that so little money pays
 
 
 def test_the_keyboard_is_enough(browser, page: Path) -> None:

@@ -1,8 +1,9 @@
 """Ways to spend money that were measured: each a learning curve and what a place on it costs.
 
-On a *labels* arm all runs share a recipe and differ in labels; compute follows from them. On a
-*compute* arm labels and student are fixed and the recipe varies. What is left varies in both, as
-mixtures do, and lies on a *dollars* arm, whose scatter then includes that of the recipes.
+On a *labels* arm all runs share a recipe and differ in human labels; compute follows from them. On
+an *LLM labels* arm they differ in a language model's labels. On a *compute* arm labels and student
+are fixed and the recipe varies. What is left varies in several, as mixtures do, and lies on a
+*dollars* arm, whose scatter then includes that of the recipes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from scipy import optimize, stats
 
 from dora_jax.planning.curves import MIN_PLACES, Series
 
-LABELS, COMPUTE, DOLLARS = "labels", "compute", "dollars"
+LABELS, LLM_LABELS, COMPUTE, DOLLARS = "labels", "LLM labels", "compute", "dollars"
 # Compute dollars nearer to each other than this are one place: the same work costs a little
 # more or less by the hour.
 SAME_DOLLARS = 1.15
+# Shares of one purchase differ by rounded tokens; labels that differ by more have other prices.
+SAME_PRICE = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +32,14 @@ class Measured:
     Attributes:
       name: of its run.
       strategy: "annotate", "distill", …
-      recipe: equal for results that differ in labels and seeds alone.
+      recipe: equal for results that differ in numbers of labels and in seeds alone.
       student: equal for results whose students have the same size.
       seed: of the run.
-      labels: human labels.
-      label_usd: paid for them.
+      annotator: the language model whose labels it uses; "" without.
+      labels, llm_labels: of people, and of a language model.
+      label_usd, llm_usd: paid for them.
       device_usd: compute, all stages it needs in full; `teacher_usd` is the part of it that every
         student of the same teacher could share.
-      other_usd: what no device price changes, such as a language model's tokens.
       value: in percent.
       interval: of the value, at `confidence`, from the test set alone; None where unknown.
     """
@@ -50,20 +53,17 @@ class Measured:
     label_usd: float
     device_usd: float
     teacher_usd: float
-    other_usd: float
     value: float
     interval: tuple[float, float] | None
     confidence: float = 0.95
-
-    @property
-    def work_usd(self) -> float:
-        """All but the human labels."""
-        return self.device_usd + self.other_usd
+    annotator: str = ""
+    llm_labels: int = 0
+    llm_usd: float = 0.0
 
     @property
     def usd(self) -> float:
         """What it costs alone."""
-        return self.label_usd + self.work_usd
+        return self.label_usd + self.llm_usd + self.device_usd
 
     @property
     def error(self) -> float:
@@ -79,38 +79,57 @@ class Market:
     """Prices a plan is made for.
 
     Attributes:
-      label_usd: price of a label.
+      label_usd: price of a human label.
       device_factor: device price as a multiple of what the runs paid.
       students: how many students share one teacher, and so its dollars.
+      llm_label_usd: price of any language model's label; None leaves what each run paid.
     """
 
     label_usd: float
     device_factor: float = 1.0
     students: float = 1.0
+    llm_label_usd: float | None = None
 
     def __post_init__(self) -> None:
-        if self.label_usd < 0 or self.device_factor < 0 or self.students < 1:
+        prices = (self.label_usd, self.device_factor, self.llm_label_usd or 0.0)
+        if min(prices) < 0 or self.students < 1:
             raise ValueError(
                 f"{self}: expected prices of at least 0 and at least one student a teacher."
             )
 
 
 class CostLine(NamedTuple):
-    """Dollars of a place on an arm's axis: fixed + slope · x, part by part."""
+    """A place on an arm's axis: fixed + slope · x, part by part; dollars where not counted."""
 
-    labels: tuple[float, float]  # counted, not dollars
+    labels: tuple[float, float]  # counted
+    llm_labels: tuple[float, float]  # counted
+    llm: tuple[float, float]  # paid for these
     device: tuple[float, float]
     teacher: tuple[float, float]  # the part of `device` that students share
-    other: tuple[float, float]
+
+    def parts(self, market: Market) -> list[tuple[float, float]]:
+        """(fixed, slope) in USD under these prices: of human labels, LLM labels, devices."""
+        saved, price = 1.0 - 1.0 / market.students, market.llm_label_usd
+        return [
+            _times(self.labels, market.label_usd),
+            self.llm if price is None else _times(self.llm_labels, price),
+            _times(
+                (
+                    self.device[0] - saved * self.teacher[0],
+                    self.device[1] - saved * self.teacher[1],
+                ),
+                market.device_factor,
+            ),
+        ]
 
     def at(self, market: Market) -> tuple[float, float]:
-        """(fixed, slope) in USD under these prices."""
-        saved = 1.0 - 1.0 / market.students
-        fixed, slope = (
-            labels * market.label_usd + (device - saved * teacher) * market.device_factor + other
-            for labels, device, teacher, other in zip(*self, strict=True)
-        )
-        return fixed, slope
+        """(fixed, slope) in USD of all parts under these prices."""
+        fixed, slope = zip(*self.parts(market), strict=True)
+        return sum(fixed), sum(slope)
+
+
+def _times(line: tuple[float, float], factor: float) -> tuple[float, float]:
+    return line[0] * factor, line[1] * factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +138,7 @@ class Arm:
 
     name: str
     strategy: str
-    axis: str  # LABELS, COMPUTE or DOLLARS
+    axis: str  # LABELS, LLM_LABELS, COMPUTE or DOLLARS
     results: tuple[Measured, ...]
     places: tuple[float, ...]  # of the results on the axis
     costs: CostLine
@@ -135,24 +154,61 @@ class Arm:
 
 
 def arms_of(results: Iterable[Measured]) -> list[Arm]:
-    """The arms that these results lie on. A result may lie on a labels and a compute arm."""
+    """The arms that these results lie on. A result may lie on several."""
     results = list(results)
-    arms: list[Arm] = []
-    for group in _groups(results, lambda r: (r.strategy, r.recipe)):
-        if len({r.labels for r in group} - {0}) >= MIN_PLACES:
-            arms.append(_labels_arm(group))
-    for group in _groups(results, lambda r: (r.strategy, r.student, r.labels)):
-        places = _joined([r.work_usd for r in group])
+    arms = [*_counted_arms(results, LABELS), *_counted_arms(results, LLM_LABELS)]
+    for group in _groups(results, lambda r: (r.strategy, r.student, r.labels, r.llm_labels)):
+        places = _joined([r.device_usd for r in group])
         if len(set(places) - {0.0}) >= MIN_PLACES and min(places) > 0:
-            arms.append(_compute_arm(group, places))
+            arms.append(_arm(group[0].strategy, COMPUTE, group, places))
     covered = {id(result) for arm in arms for result in arm.results}
     left = [result for result in results if id(result) not in covered]
-    for group in _groups(left, lambda r: (r.strategy, r.student)):
-        if len({r.recipe for r in group}) == 1 and min(r.labels for r in group) > 0:
-            arms.append(_labels_arm(group))
-        else:
-            arms.append(_dollars_arm(group))
+    for group in _groups(left, lambda r: (r.strategy, r.student, r.annotator)):
+        arms.append(_small_arm(group))
     return _told_apart(arms)
+
+
+def llm_label_price(arms: Iterable[Arm]) -> float | None:
+    """USD that a language model's label cost; None where none was bought, or at several prices."""
+    prices = [r.llm_usd / r.llm_labels for arm in arms for r in arm.results if r.llm_labels]
+    if not prices or max(prices) > SAME_PRICE * min(prices):
+        return None
+    return float(np.mean(prices))
+
+
+_COUNT: dict[str, Callable[[Measured], int]] = {
+    LABELS: lambda r: r.labels,
+    LLM_LABELS: lambda r: r.llm_labels,
+}
+
+
+def _counted_arms(results: Sequence[Measured], axis: str) -> list[Arm]:
+    """Arms of one recipe over one kind of labels, the other kind fixed."""
+    count, fixed = _COUNT[axis], _COUNT[LLM_LABELS if axis == LABELS else LABELS]
+    return [
+        _arm(group[0].strategy, axis, group, [float(count(r)) for r in group])
+        for group in _groups(results, lambda r: (r.strategy, r.recipe, fixed(r)))
+        if len({count(r) for r in group} - {0}) >= MIN_PLACES
+    ]
+
+
+def _small_arm(group: Sequence[Measured]) -> Arm:
+    """Results that are too few for a curve, over what they differ in, or could."""
+    strategy = group[0].strategy
+    if len({r.recipe for r in group}) == 1:
+        for axis, other in ((LLM_LABELS, LABELS), (LABELS, LLM_LABELS)):
+            counts = [float(_COUNT[axis](r)) for r in group]
+            if min(counts) > 0 and len({_COUNT[other](r) for r in group}) == 1:
+                return _arm(strategy, axis, group, counts)
+    places = _joined([r.usd for r in group])
+    if min(places) <= 0:
+        free = next(r.name for r in group if r.usd <= 0)
+        raise ValueError(
+            f"{free} cost nothing by its receipt, so it says nothing about dollars. Give the "
+            "price of what it used, of a label or of a device-hour."
+        )
+    name = f"{strategy}, mixed recipes" if len(set(places)) > 1 else strategy
+    return _arm(name, DOLLARS, group, places)
 
 
 def _groups(
@@ -164,30 +220,31 @@ def _groups(
     return list(groups.values())
 
 
-def _labels_arm(group: Sequence[Measured]) -> Arm:
-    places = tuple(float(r.labels) for r in group)
-    costs = _cost_line(places, group, labels=(0.0, 1.0))
-    return Arm(group[0].strategy, group[0].strategy, LABELS, tuple(group), places, costs)
+def _arm(name: str, axis: str, group: Sequence[Measured], places: Sequence[float]) -> Arm:
+    if axis == COMPUTE:
+        name = f"{name}, {labels_text(group[0].labels, group[0].llm_labels)}"
+    device = _line(places, [r.device_usd for r in group])
+    total = sum(r.device_usd for r in group)
+    shared = sum(r.teacher_usd for r in group) / total if total else 0.0
+    by_x = (0.0, 1.0)  # the arm's own axis
+    paid_by_x = (0.0, sum(r.llm_usd for r in group) / sum(places))
+    costs = CostLine(
+        labels=by_x if axis == LABELS else _line(places, [float(r.labels) for r in group]),
+        llm_labels=(
+            by_x if axis == LLM_LABELS else _line(places, [float(r.llm_labels) for r in group])
+        ),
+        llm=paid_by_x if axis == LLM_LABELS else _line(places, [r.llm_usd for r in group]),
+        device=device,
+        teacher=_times(device, shared),
+    )
+    return Arm(name, group[0].strategy, axis, tuple(group), tuple(places), costs)
 
 
-def _compute_arm(group: Sequence[Measured], places: tuple[float, ...]) -> Arm:
-    labels = group[0].labels
-    costs = _cost_line(places, group, labels=(float(labels), 0.0))
-    name = f"{group[0].strategy}, {labels:,} labels"
-    return Arm(name, group[0].strategy, COMPUTE, tuple(group), places, costs)
-
-
-def _dollars_arm(group: Sequence[Measured]) -> Arm:
-    places = _joined([r.usd for r in group])
-    if min(places) <= 0:
-        free = next(r.name for r in group if r.usd <= 0)
-        raise ValueError(
-            f"{free} cost nothing by its receipt, so it says nothing about dollars. Give the "
-            "price of what it used, of a label or of a device-hour."
-        )
-    costs = _cost_line(places, group, labels=_line(places, [float(r.labels) for r in group]))
-    name = f"{group[0].strategy}, mixed recipes" if len(set(places)) > 1 else group[0].strategy
-    return Arm(name, group[0].strategy, DOLLARS, tuple(group), places, costs)
+def labels_text(labels: int, llm_labels: int) -> str:
+    """Both kinds of labels in words, those that there are."""
+    return (f"{labels:,} labels" * (labels > 0 or not llm_labels)) + (
+        f"{' and ' * (labels > 0)}{llm_labels:,} LLM labels" * (llm_labels > 0)
+    )
 
 
 def _joined(dollars: Sequence[float]) -> tuple[float, ...]:
@@ -202,16 +259,6 @@ def _joined(dollars: Sequence[float]) -> tuple[float, ...]:
     return tuple(map(float, places))
 
 
-def _cost_line(
-    places: Sequence[float], group: Sequence[Measured], labels: tuple[float, float]
-) -> CostLine:
-    device = _line(places, [r.device_usd for r in group])
-    total = sum(r.device_usd for r in group)
-    shared = sum(r.teacher_usd for r in group) / total if total else 0.0
-    other = _line(places, [r.other_usd for r in group])
-    return CostLine(labels, device, (shared * device[0], shared * device[1]), other)
-
-
 def _line(places: Sequence[float], amounts: Sequence[float]) -> tuple[float, float]:
     """Least squares of fixed + slope · place, neither negative."""
     if len(set(places)) == 1:
@@ -223,13 +270,32 @@ def _line(places: Sequence[float], amounts: Sequence[float]) -> tuple[float, flo
 
 
 def _told_apart(arms: list[Arm]) -> list[Arm]:
-    """Arms with names of their own: equal ones get the student's size, or else the recipe."""
-    for detail in ("student", "recipe"):
-        names = [arm.name for arm in arms]
+    """Arms with names of their own: those of one name get what they differ in, size or recipe."""
+    for detail in _DETAILS:
+        details_of: dict[str, set[str]] = {}
+        for arm in arms:
+            details_of.setdefault(arm.name, set()).add(detail(arm))
         arms = [
-            dataclasses.replace(arm, name=f"{arm.name} [{getattr(arm.results[0], detail)}]")
-            if names.count(arm.name) > 1
+            dataclasses.replace(arm, name=f"{arm.name} [{detail(arm)}]")
+            if len(details_of[arm.name]) > 1
             else arm
             for arm in arms
         ]
     return sorted(arms, key=lambda arm: arm.name)
+
+
+def _fixed_labels(arm: Arm) -> str:
+    """The kind of labels that all of an arm share while it varies the other."""
+    first = arm.results[0]
+    return {
+        LABELS: f"{first.llm_labels:,} LLM labels",
+        LLM_LABELS: f"{first.labels:,} human labels",
+    }.get(arm.axis, "")
+
+
+_DETAILS: tuple[Callable[[Arm], str], ...] = (
+    _fixed_labels,
+    lambda arm: arm.results[0].student,
+    lambda arm: arm.results[0].annotator,
+    lambda arm: arm.results[0].recipe,
+)

@@ -18,6 +18,9 @@ import numpy as np
 EXPONENTS = np.geomspace(0.05, 3.0, 48)
 PARAMETERS = 3
 MIN_RUNS, MIN_PLACES = 4, 3  # below these a curve of three parameters is no measurement
+# How far true values may lie off a power law before any run is seen: the scale of a half-normal
+# prior, in points. `benchmarks/planning.py` says what it does to coverage.
+MISFIT_PRIOR = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +93,35 @@ class Bands(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """How runs that differ in the seed alone scatter.
+    """How runs scatter, and how far they lie off their curves beyond that.
 
     Attributes:
-      sd: standard deviation, in percent; nan where nothing says.
+      sd: standard deviation of runs about their curves or places, in percent; nan where nothing
+        says.
       freedom: degrees of freedom behind it.
+      misfit: standard deviation of true values about the curves, in percent: the median of
+        what the runs leave open.
     """
 
     sd: float
     freedom: int
+    misfit: float
+
+
+class Squares(NamedTuple):
+    """Sums of squared residuals with their degrees of freedom.
+
+    Attributes:
+      within, within_freedom: of runs about the mean of their place.
+      about, about_freedom: of these means about the curve, each weighted by its runs.
+      runs: a place, on average.
+    """
+
+    within: float
+    within_freedom: int
+    about: float
+    about_freedom: int
+    runs: float
 
 
 def fit(x_N: np.ndarray, values_RN: np.ndarray, bound: float = 100.0) -> PowerLaw:
@@ -137,20 +160,55 @@ def fit(x_N: np.ndarray, values_RN: np.ndarray, bound: float = 100.0) -> PowerLa
     return PowerLaw(top_RG[rows_R, best_R], drop_RG[rows_R, best_R], EXPONENTS[best_R], unit)
 
 
-def pooled_scatter(series: Sequence[Series]) -> Scatter:
-    """The scatter of runs about their curves, or about the mean of their place, over all series."""
-    squares, freedom = 0.0, 0
-    for each in series:
-        if each.has_curve:
-            expected_N = fit(each.x_N, each.values_N[None]).values(each.x_N)[0]
-            lost = PARAMETERS
-        else:
-            places = np.unique(each.x_N, return_inverse=True)[1]
-            means = np.bincount(places, each.values_N) / np.bincount(places)
-            expected_N, lost = means[places], len(means)
-        squares += float(np.sum((each.values_N - expected_N) ** 2))
-        freedom += len(each.x_N) - lost
-    return Scatter(float(np.sqrt(squares / freedom)) if freedom else float("nan"), freedom)
+def squares_of(series: Series) -> Squares:
+    """What scatters within places, and what lies off the curve; nothing does without a curve."""
+    places, index_N, runs_P = np.unique(series.x_N, return_inverse=True, return_counts=True)
+    means_P = np.bincount(index_N, series.values_N) / runs_P
+    within = float(np.sum((series.values_N - means_P[index_N]) ** 2))
+    about, freedom = 0.0, 0
+    if series.has_curve:
+        expected_P = fit(series.x_N, series.values_N[None]).values(places)[0]
+        about = float(np.sum(runs_P * (means_P - expected_P) ** 2))
+        freedom = len(places) - PARAMETERS
+    runs = len(index_N) / len(places)
+    return Squares(within, len(index_N) - len(places), about, freedom, runs)
+
+
+def draw_scatter(
+    squares: Sequence[Squares], replicates: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of what the residuals leave open: scatter of runs, and misfit of the curves.
+
+        p(s, m) ~ 1/s · exp(-m² / 2 MISFIT_PRIOR²) · s^-a · exp(-within / 2s²)
+                  · prod over curves (s² + runs · m²)^(-b/2) · exp(-about / 2(s² + runs · m²))
+
+    with a and b the degrees of freedom: places of several runs tell seeds from a wrong form of the
+    curve. Drawn from a grid.
+
+    Args:
+      squares: one a series.
+      replicates: how many draws.
+      rng: of the draws.
+
+    Returns:
+      Scatter and misfit, in percent, float [replicates] each; zeros where nothing says.
+    """
+    freedom = sum(each.within_freedom + each.about_freedom for each in squares)
+    if not freedom:
+        return np.zeros(replicates), np.zeros(replicates)
+    typical = np.sqrt(sum(each.within + each.about for each in squares) / freedom)
+    scatter_G = max(float(typical), 1e-6) * np.geomspace(0.02, 50.0, 120)
+    misfit_M = MISFIT_PRIOR * np.geomspace(0.02, 4.0, 40)
+    # Steps of both grids are by ratio: a density over m itself gains a factor of m.
+    log_GM = np.log(misfit_M) - 0.5 * (misfit_M / MISFIT_PRIOR) ** 2 + np.zeros((120, 1))
+    for each in squares:
+        variance_G1 = scatter_G[:, None] ** 2
+        variance_GM = variance_G1 + each.runs * misfit_M**2
+        log_GM -= 0.5 * (each.within_freedom * np.log(variance_G1) + each.within / variance_G1)
+        log_GM -= 0.5 * (each.about_freedom * np.log(variance_GM) + each.about / variance_GM)
+    weights = np.exp(log_GM - log_GM.max()).ravel()
+    drawn = rng.choice(weights.size, replicates, p=weights / weights.sum())
+    return scatter_G[drawn // len(misfit_M)], misfit_M[drawn % len(misfit_M)]
 
 
 def bootstrap(
@@ -158,10 +216,12 @@ def bootstrap(
 ) -> tuple[list[Bands], Scatter]:
     """Bands of all curves together, so that replicates of two curves may be compared.
 
-    A replicate draws every run afresh about its curve, with a scatter that is itself drawn from
-    what so few residuals say of it (as Student's t does), and moves all runs together by their
-    test set's standard error: they were scored on the same examples, so a hard test set
-    is hard for all of them. The shift widens the interval of a value and cancels between curves.
+    A replicate draws every run afresh about its curve, with a scatter of runs and a misfit of
+    places that are themselves drawn from what so few residuals say of them, and moves all runs
+    together by their test set's standard error: they were scored on the same examples, so a hard
+    test set is hard for all of them. That shift widens the interval of a value and cancels between
+    curves. The misfit moves each fitted curve once more: the place that is asked about lies off it
+    too.
 
     Args:
       series: those that share a test set.
@@ -173,24 +233,34 @@ def bootstrap(
       yields `Steps`.
     """
     rng = np.random.default_rng(seed)
-    scatter = pooled_scatter(series)
-    sd_R = np.zeros(replicates)
-    if scatter.freedom:
-        sd_R = scatter.sd * np.sqrt(scatter.freedom / rng.chisquare(scatter.freedom, replicates))
+    squares = [squares_of(each) for each in series]
+    sd_R, misfit_R = draw_scatter(squares, replicates, rng)
     shift_R = rng.standard_normal(replicates)
-    return [_bands(each, sd_R, shift_R, rng) for each in series], scatter
+    bands = [_bands(each, sd_R, misfit_R, shift_R, rng) for each in series]
+    freedom = sum(each.within_freedom + each.about_freedom for each in squares)
+    total = sum(each.within + each.about for each in squares)
+    sd = float(np.sqrt(total / freedom)) if freedom else float("nan")
+    return bands, Scatter(sd, freedom, float(np.median(misfit_R)))
 
 
 def _bands(
-    series: Series, sd_R: np.ndarray, shift_R: np.ndarray, rng: np.random.Generator
+    series: Series,
+    sd_R: np.ndarray,
+    misfit_R: np.ndarray,
+    shift_R: np.ndarray,
+    rng: np.random.Generator,
 ) -> Bands:
     x_N = series.x_N
+    places, index_N = np.unique(x_N, return_inverse=True)
     noise_RN = sd_R[:, None] * rng.standard_normal((len(sd_R), len(x_N)))
     noise_RN += shift_R[:, None] * series.errors_N
     if series.has_curve:
         central = fit(x_N, series.values_N[None])
-        return Bands(central, fit(x_N, central.values(x_N) + noise_RN))
-    places, index_N = np.unique(x_N, return_inverse=True)
+        off_RP = misfit_R[:, None] * rng.standard_normal((len(misfit_R), len(places)))
+        law = fit(x_N, central.values(x_N) + noise_RN + off_RP[:, index_N])
+        off_R = misfit_R * rng.standard_normal(len(misfit_R))
+        top_R = np.minimum(law.top_R + off_R, 100.0)
+        return Bands(central, dataclasses.replace(law, top_R=top_R))
     mean_NP = np.eye(len(places))[index_N] / np.bincount(index_N)
     central_RP = series.values_N[None] @ mean_NP
     replicates_RP = np.clip(central_RP + noise_RN @ mean_NP, 0.0, 100.0)

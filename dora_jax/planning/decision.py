@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-from dora_jax.planning.arms import Arm, Market
+from dora_jax.planning.arms import Arm, Market, llm_label_price
 from dora_jax.planning.curves import Bands, Scatter, Steps, bootstrap
 
 REACH = 2.0  # a curve is believed up to this multiple of what was measured
 DECIDED = 0.95  # the chance of being best from which a winner is called decided
 TOLERANCE = 1.0  # points below the best that still count as nearly optimal
-BREAK_EVEN_FACTORS = np.geomspace(0.01, 100.0, 81)
-STUDENTS = np.unique(np.round(np.geomspace(1, 100, 41)))
+BREAK_EVEN_FACTORS = np.geomspace(0.01, 100.0, 41)
+STUDENTS = np.unique(np.round(np.geomspace(1, 100, 25)))
 _FAR_BELOW = -1000.0  # the value of a plan that cannot be paid
 
 
@@ -27,8 +27,8 @@ class Plan:
     Attributes:
       arm: its name; `strategy` is its strategy.
       place: on the arm's axis.
-      labels: to buy in all.
-      label_usd, work_usd: dollars of the plan, human labels and all else.
+      labels, llm_labels: to buy in all, of people and of a language model.
+      label_usd, llm_usd, work_usd: dollars of the plan: of both kinds of labels, and of compute.
       value, interval: expected over seeds, in percent; the interval includes the test set's.
       chance: that no other plan of the list is better.
       measured: "curve", "beyond": a curve beyond what was measured, or "points": runs too few for
@@ -39,7 +39,9 @@ class Plan:
     strategy: str
     place: float
     labels: int
+    llm_labels: int
     label_usd: float
+    llm_usd: float
     work_usd: float
     value: float
     interval: tuple[float, float]
@@ -48,7 +50,7 @@ class Plan:
 
     @property
     def usd(self) -> float:
-        return self.label_usd + self.work_usd
+        return self.label_usd + self.llm_usd + self.work_usd
 
 
 class Region(NamedTuple):
@@ -57,13 +59,14 @@ class Region(NamedTuple):
     arm: str
     usd: tuple[float, float]
     labels: tuple[int, int]
+    llm_labels: tuple[int, int]
 
 
 class BreakEven(NamedTuple):
     """Where the winner changes, as a price or a count.
 
     Attributes:
-      of: "label price", "device price" or "students a teacher".
+      of: "label price", "LLM label price", "device price" or "students a teacher".
       now: today's, in USD a label, as a multiple of the device price, or students.
       at: where another arm draws level; None where none does within what was searched.
       interval: of `at`, over the replicates in which there is one; None where there are too few.
@@ -146,15 +149,17 @@ def _plan(
     assert x is not None
     low, high = np.percentile(values_R, [2.5, 97.5])
     value = fitted.expected(i, budget, market)
-    labels = arm.costs.labels[0] + arm.costs.labels[1] * x
     beyond = "beyond" if x > max(arm.places) * (1 + 1e-9) else "curve"
+    label_usd, llm_usd, work_usd = (at(line, x) for line in arm.costs.parts(market))
     return Plan(
         arm=arm.name,
         strategy=arm.strategy,
         place=x,
-        labels=int(labels + 1e-6),
-        label_usd=labels * market.label_usd,
-        work_usd=_usd(arm, x, market) - labels * market.label_usd,
+        labels=count(arm.costs.labels, x),
+        llm_labels=count(arm.costs.llm_labels, x),
+        label_usd=label_usd,
+        llm_usd=llm_usd,
+        work_usd=work_usd,
         value=value,
         # A bounded curve is biased at its bound; the interval never leaves out the value itself.
         interval=(min(float(low), value), max(float(high), value)),
@@ -163,9 +168,18 @@ def _plan(
     )
 
 
+def at(line: tuple[float, float], x: float) -> float:
+    """fixed + slope · x."""
+    return line[0] + line[1] * x
+
+
+def count(line: tuple[float, float], x: float) -> int:
+    """Whole labels that a place on an arm takes."""
+    return int(at(line, x) + 1e-6)
+
+
 def _usd(arm: Arm, x: float, market: Market) -> float:
-    fixed, slope = arm.costs.at(market)
-    return fixed + slope * x
+    return at(arm.costs.at(market), x)
 
 
 def near_optimal(
@@ -187,46 +201,61 @@ def near_optimal(
         if len(good_X):
             ends = good_X[0], good_X[-1]
             usd = tuple(_usd(arm, x, market) for x in ends)
-            fixed, slope = arm.costs.labels
-            labels = tuple(int(fixed + slope * x + 1e-6) for x in ends)
-            regions.append(Region(arm.name, (usd[0], usd[1]), (labels[0], labels[1])))
+            labels, llm_labels = (
+                (count(line, ends[0]), count(line, ends[1]))
+                for line in (arm.costs.labels, arm.costs.llm_labels)
+            )
+            regions.append(Region(arm.name, (usd[0], usd[1]), labels, llm_labels))
     return sorted(regions, key=lambda region: region.usd[0])
 
 
 def break_evens(fitted: Fitted, budget_usd: float, market: Market) -> list[BreakEven]:
-    """The label price, device price and students a teacher at which the winner changes.
+    """The label prices, device price and students a teacher at which the winner changes.
 
     Each is searched upwards and downwards from today's; what does not change the winner is told
-    as such, with the range that was searched. Single runs alone are no curve to search along.
+    as such, with the range that was searched. Single runs alone are no curve to search along,
+    and one arm has no other to lose against.
     """
-    if all(isinstance(bands.central, Steps) for bands in fitted.bands):
+    if len(fitted.arms) < 2 or all(isinstance(each.central, Steps) for each in fitted.bands):
         return []
-    unit = market.label_usd or 0.01
-    label = (
-        "label price",
-        unit * BREAK_EVEN_FACTORS,
-        lambda usd: dataclasses.replace(market, label_usd=usd),
-        market.label_usd,
-    )
-    device = (
-        "device price",
-        BREAK_EVEN_FACTORS,
-        lambda factor: dataclasses.replace(market, device_factor=factor),
-        market.device_factor,
-    )
-    students = (
-        "students a teacher",
-        STUDENTS,
-        lambda count: dataclasses.replace(market, students=count),
-        market.students,
-    )
     found = []
-    for of, grid, at, now in (label, device, students):
-        for side in (grid[grid < now][::-1], grid[grid > now]):
+    for move in _moves(fitted.arms, market):
+        for side in (move.grid[move.grid < move.now][::-1], move.grid[move.grid > move.now]):
             if len(side):
-                walk = np.concatenate([[now], side])
-                found.append(_break_even(fitted, budget_usd, of, walk, at))
+                walk = np.concatenate([[move.now], side])
+                found.append(_break_even(fitted, budget_usd, move.of, walk, move.market))
     return found
+
+
+class _Move(NamedTuple):
+    """A price that is moved: where it is searched, its value now, and the market at a value."""
+
+    of: str
+    grid: np.ndarray
+    now: float
+    market: Callable[[float], Market]
+
+
+def _moves(arms: Sequence[Arm], market: Market) -> list[_Move]:
+    def replaced(field: str) -> Callable[[float], Market]:
+        return lambda value: dataclasses.replace(market, **{field: value})
+
+    cents = (market.label_usd or 0.01) * BREAK_EVEN_FACTORS
+    moves = [_Move("label price", cents, market.label_usd, replaced("label_usd"))]
+    paid = market.llm_label_usd
+    paid = llm_label_price(arms) if paid is None else paid
+    if paid is not None:
+        # A language model's label costs a small part of a person's: up to that price at least.
+        unit = paid or 0.001
+        grid = np.geomspace(unit / 100, max(100 * unit, market.label_usd), 41)
+        moves.append(_Move("LLM label price", grid, paid, replaced("llm_label_usd")))
+    device = _Move(
+        "device price", BREAK_EVEN_FACTORS, market.device_factor, replaced("device_factor")
+    )
+    if any(arm.costs.teacher != (0.0, 0.0) for arm in arms):
+        students = _Move("students a teacher", STUDENTS, market.students, replaced("students"))
+        return [*moves, device, students]
+    return [*moves, device]
 
 
 def _break_even(
@@ -234,28 +263,28 @@ def _break_even(
     budget_usd: float,
     of: str,
     walk: np.ndarray,
-    at: Callable[[float], Market],
+    market_at: Callable[[float], Market],
 ) -> BreakEven:
     now, many = float(walk[0]), range(len(fitted.arms))
-    winner = max(many, key=lambda i: fitted.expected(i, budget_usd, at(now)))
+    winner = max(many, key=lambda i: fitted.expected(i, budget_usd, market_at(now)))
     others = [i for i in many if i != winner]
 
     def lead(x: float) -> float:
-        market = at(x)
+        market = market_at(x)
         best = max((fitted.expected(i, budget_usd, market) for i in others), default=_FAR_BELOW)
         return fitted.expected(winner, budget_usd, market) - best
 
     leads = [lead(x) for x in walk]
     searched = (float(min(walk)), float(max(walk)))
     crossing = next((j for j in range(1, len(walk)) if leads[j] < 0), None)
-    crossings_R = _crossings(fitted, budget_usd, winner, others, walk, at)
+    crossings_R = _crossings(fitted, budget_usd, winner, others, walk, market_at)
     there_R = crossings_R[np.isfinite(crossings_R)]
     chance = len(there_R) / len(crossings_R)
     if crossing is None:
         return BreakEven(of, now, None, None, chance, "", searched)
     ends = walk[crossing - 1], walk[crossing]
-    place = optimize.root_scalar(lead, bracket=ends, method="brentq", xtol=1e-6 * now).root
-    taker = max(others, key=lambda i: fitted.expected(i, budget_usd, at(walk[crossing])))
+    place = optimize.root_scalar(lead, bracket=ends, method="brentq", xtol=1e-6 * max(ends)).root
+    taker = max(others, key=lambda i: fitted.expected(i, budget_usd, market_at(walk[crossing])))
     interval = None
     if chance >= 0.5:
         low, high = np.percentile(there_R, [2.5, 97.5])
@@ -269,12 +298,12 @@ def _crossings(
     winner: int,
     others: Sequence[int],
     walk: np.ndarray,
-    at: Callable[[float], Market],
+    market_at: Callable[[float], Market],
 ) -> np.ndarray:
     """Where each replicate's lead first turns, by interpolation; inf where it does not."""
     leads = []
     for x in walk:
-        market = at(x)
+        market = market_at(x)
         rivals_OR = np.stack(
             [fitted.replicates(i, budget_usd, market) for i in others]
             or [np.full_like(fitted.replicates(winner, budget_usd, market), _FAR_BELOW)]

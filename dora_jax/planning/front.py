@@ -16,7 +16,7 @@ class Point:
     """Results that differ in seeds alone, as one.
 
     Attributes:
-      strategy, labels: what they have in common.
+      strategy, labels, llm_labels: what they have in common.
       usd: mean of what they cost alone.
       value: mean, in percent.
       interval: lowest and highest end of their test-set intervals; the value where none is known.
@@ -26,6 +26,7 @@ class Point:
 
     strategy: str
     labels: int
+    llm_labels: int
     usd: float
     value: float
     interval: tuple[float, float]
@@ -34,10 +35,11 @@ class Point:
 
 
 def measured_points(results: Iterable[Measured]) -> list[Point]:
-    """One point for each strategy, recipe and number of labels, the cheapest first."""
+    """One point for each strategy, recipe and numbers of labels, the cheapest first."""
     groups: dict[Hashable, list[Measured]] = {}
     for result in results:
-        groups.setdefault((result.strategy, result.recipe, result.labels), []).append(result)
+        key = (result.strategy, result.recipe, result.labels, result.llm_labels)
+        groups.setdefault(key, []).append(result)
     points = sorted(map(_point, groups.values()), key=lambda point: (point.usd, -point.value))
     best = -np.inf
     for i, point in enumerate(points):
@@ -51,6 +53,7 @@ def _point(group: list[Measured]) -> Point:
     return Point(
         strategy=group[0].strategy,
         labels=group[0].labels,
+        llm_labels=group[0].llm_labels,
         usd=float(np.mean([result.usd for result in group])),
         value=float(np.mean([result.value for result in group])),
         interval=(min(ends), max(ends)),

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dora_jax.planning.arms import LABELS, Market
+from dora_jax.planning.arms import COMPUTE, DOLLARS, Market
 from dora_jax.planning.curves import MIN_PLACES, MIN_RUNS, Steps
-from dora_jax.planning.decision import DECIDED, Fitted, plans
+from dora_jax.planning.decision import DECIDED, Fitted, at, count, plans
 
 SPREAD = 2.0  # the ratio between neighbouring places that a new curve begins with
 
@@ -21,8 +21,8 @@ class Measurement:
 
     Attributes:
       arm: on which it lies.
-      place: on the arm's axis; `labels` are the labels it needs in all.
-      usd: what it costs by the arm's own runs, its human labels included.
+      place: on the arm's axis; `labels` and `llm_labels` are those it needs in all.
+      usd: what it costs by the arm's own runs, its labels included.
       why: in words.
       doubt: standard deviation, in points, of the lead of the best plan over the second best:
         (now, after this run); None where that is not why.
@@ -31,13 +31,14 @@ class Measurement:
     arm: str
     place: float
     labels: int
+    llm_labels: int
     usd: float
     why: str
     doubt: tuple[float, float] | None = None
 
 
 def measure_next(
-    fitted: Fitted, budget_usd: float, market: Market, count: int = 3
+    fitted: Fitted, budget_usd: float, market: Market, most: int = 3
 ) -> list[Measurement]:
     """The runs to make next, the most worthwhile first; none where the winner is decided.
 
@@ -67,13 +68,12 @@ def measure_next(
         for x, value_R in zip(places, values_RX.T, strict=True):
             shared = float(np.mean((lead_R - lead_R.mean()) * (value_R - value_R.mean())))
             told = shared**2 / (float(np.var(value_R)) + fitted.scatter.sd**2)
-            usd = _usd(fitted, i, x, market)
             after = float(np.sqrt(max(now**2 - told, 0.0)))
             why = "reduces the doubt about who wins"
-            measurement = Measurement(names[i], x, _labels(fitted, i, x), usd, why, (now, after))
-            candidates.append((told / max(usd, 1e-9), measurement))
+            measurement = _measurement(fitted, i, x, market, why, (now, after))
+            candidates.append((told / max(measurement.usd, 1e-9), measurement))
     candidates.sort(key=lambda each: -each[0])
-    return [measurement for _, measurement in candidates[:count]]
+    return [measurement for _, measurement in candidates[:most]]
 
 
 def _for_curve(fitted: Fitted, i: int, market: Market) -> Iterator[Measurement]:
@@ -86,22 +86,21 @@ def _for_curve(fitted: Fitted, i: int, market: Market) -> Iterator[Measurement]:
     while len(there) + len(wanted) < MIN_PLACES:
         # Down from the smallest: each run costs half as much as the one before.
         low /= SPREAD
-        wanted.append(float(round(low)) if arm.axis == LABELS and low >= 2 else low)
+        wanted.append(float(round(low)) if arm.axis not in (COMPUTE, DOLLARS) and low >= 2 else low)
     wanted += there[: max(MIN_RUNS - len(arm.places) - len(wanted), 0)]
     for x in wanted:
         again = " with another seed" if x in there else ""
+        axis = "compute dollars" if arm.axis == COMPUTE else arm.axis
         why = (
             f"a curve needs {MIN_RUNS} runs at {MIN_PLACES} places; {arm.name} has "
-            f"{len(arm.places)} at {len(there)}: one more at {x:,.4g} {arm.axis}{again}"
+            f"{len(arm.places)} at {len(there)}: one more at {x:,.4g} {axis}{again}"
         )
-        yield Measurement(arm.name, x, _labels(fitted, i, x), _usd(fitted, i, x, market), why)
+        yield _measurement(fitted, i, x, market, why, None)
 
 
-def _labels(fitted: Fitted, i: int, x: float) -> int:
-    fixed, slope = fitted.arms[i].costs.labels
-    return int(fixed + slope * x + 1e-6)
-
-
-def _usd(fitted: Fitted, i: int, x: float, market: Market) -> float:
-    fixed, slope = fitted.arms[i].costs.at(market)
-    return fixed + slope * x
+def _measurement(
+    fitted: Fitted, i: int, x: float, market: Market, why: str, doubt: tuple[float, float] | None
+) -> Measurement:
+    arm, costs = fitted.arms[i], fitted.arms[i].costs
+    labels, llm_labels = count(costs.labels, x), count(costs.llm_labels, x)
+    return Measurement(arm.name, x, labels, llm_labels, at(costs.at(market), x), why, doubt)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dora_jax.planning.arms import labels_text
+from dora_jax.planning.curves import Scatter
 from dora_jax.planning.decision import DECIDED, BreakEven, Plan, Region
+from dora_jax.planning.dollars import price_text, usd_text
 from dora_jax.planning.next_measurement import Measurement
+
+MISFIT_WORTH_TELLING = 1.0  # points
+NO_TURNS = "nothing to compare, since fewer than two strategies or no curve were measured."
 
 
 def decided(best: Sequence[Plan]) -> bool:
@@ -26,17 +32,27 @@ def best_text(plan: Plan) -> str:
     return "–" if plan.measured == "points" else chance_text(plan.chance)
 
 
-def line_of(plan: Plan) -> tuple[str, ...]:
-    """A plan's line in a table, but for what it rests on."""
+def columns_of(metric: str, llm: bool) -> tuple[str, ...]:
+    """The heads of `line_of`."""
+    labels, usd = (
+        (("labels", "LLM labels"), ("$ labels", "$ LLM")) if llm else (("labels",), ("$ labels",))
+    )
+    return ("plan", metric, "95 %", "best", *labels, *usd, "$ compute", "$", "from")
+
+
+def line_of(plan: Plan, llm: bool) -> tuple[str, ...]:
+    """A plan's line in a table; `llm` says whether language models' labels have columns."""
+    labels, llm_labels = f"{plan.labels:,}", f"{plan.llm_labels:,}"
+    usd, llm_usd = usd_text(plan.label_usd), usd_text(plan.llm_usd)
     return (
         plan.arm,
         f"{plan.value:.1f}",
         f"{plan.interval[0]:.1f}–{plan.interval[1]:.1f}",
         best_text(plan),
-        f"{plan.labels:,}",
-        f"{plan.label_usd:,.2f}",
-        f"{plan.work_usd:,.2f}",
-        f"{plan.usd:,.2f}",
+        *((labels, llm_labels, usd, llm_usd) if llm else (labels, usd)),
+        usd_text(plan.work_usd),
+        usd_text(plan.usd),
+        {"points": "single runs", "beyond": "curve, beyond runs"}.get(plan.measured, "curve"),
     )
 
 
@@ -46,8 +62,8 @@ def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
         return f"${budget_usd:,.2f} pays for none of the plans that were measured."
     first, (low, high) = best[0], best[0].interval
     text = (
-        f"For ${budget_usd:,.2f}: {first.arm}, {first.labels:,} labels, expected {metric} "
-        f"{first.value:.1f} ({low:.1f}–{high:.1f}) for ${first.usd:,.2f}."
+        f"For ${budget_usd:,.2f}: {first.arm}, {labels_text(first.labels, first.llm_labels)}, "
+        f"expected {metric} {first.value:.1f} ({low:.1f}–{high:.1f}) for ${usd_text(first.usd)}."
     )
     if first.measured == "points":
         return f"{text} Runs are too few for a curve: this is the best that was measured."
@@ -63,6 +79,16 @@ def verdict(best: Sequence[Plan], metric: str, budget_usd: float) -> str:
     )
 
 
+def misfit_text(scatter: Scatter) -> list[str]:
+    """What a reader must know where the runs do not lie on curves of this form."""
+    if scatter.misfit < MISFIT_WORTH_TELLING:
+        return []
+    return [
+        f"The runs lie about {scatter.misfit:.1f} points off curves of the form that is fitted, "
+        "beyond what seeds explain. Intervals allow for it; beyond the runs take them with care."
+    ]
+
+
 class Turn(NamedTuple):
     """A break-even in words: of what, its value now, who wins beyond where, and how sure."""
 
@@ -76,8 +102,12 @@ class Turn(NamedTuple):
 
 def turn(found: BreakEven) -> Turn:
     """Where the winner changes, or that it does not."""
-    form = {"label price": "${:,.3g}", "device price": "{:.3g} × today's"}
-    show = form.get(found.of, "{:.3g}").format
+
+    def show(value: float) -> str:
+        if found.of in ("label price", "LLM label price"):
+            return f"${price_text(value)}"
+        return f"{value:.3g}" + " × today's" * (found.of == "device price")
+
     low, high = (show(end) for end in found.searched)
     at, interval = f"no change from {low} to {high}", ""
     if found.at is not None:
@@ -105,12 +135,26 @@ def measurement_text(measurement: Measurement) -> str:
         before, after = measurement.doubt
         doubt = f" (standard deviation of the lead: {before:.2f} → {after:.2f} points)"
     return (
-        f"{measurement.arm} with {measurement.labels:,} labels, about ${measurement.usd:,.2f}: "
-        f"{measurement.why}{doubt}"
+        f"{measurement.arm} with {labels_text(measurement.labels, measurement.llm_labels)}, about "
+        f"${usd_text(measurement.usd)}: {measurement.why}{doubt}"
     )
+
+
+def nothing_next_text(best: Sequence[Plan]) -> str:
+    """Why no run is named to be made next."""
+    if len(best) < 2:
+        return "no two plans can be paid, so no run would decide between them."
+    return "no further run is needed, the winner is decided."
 
 
 def region_text(region: Region) -> str:
     """Which dollars and labels of an arm are nearly as good as the best plan."""
-    (low, high), (few, many) = region.usd, region.labels
-    return f"{region.arm}: ${low:,.2f} to ${high:,.2f}, {few:,} to {many:,} labels"
+    usd, counts = _range(*map(usd_text, region.usd), "$"), list[str]()
+    for kind, (few, many) in (("labels", region.labels), ("LLM labels", region.llm_labels)):
+        if many or (kind == "labels" and not region.llm_labels[1]):
+            counts.append(f"{_range(f'{few:,}', f'{many:,}')} {kind}")
+    return f"{region.arm}: {usd}, {' and '.join(counts)}"
+
+
+def _range(low: str, high: str, unit: str = "") -> str:
+    return f"{unit}{low}" if low == high else f"{unit}{low} to {unit}{high}"

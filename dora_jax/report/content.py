@@ -49,7 +49,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out."""
+    """A part of the page; what is empty is left out.
+
+    Where it moves with the budget, its sentence and the rows of its table are those of
+    `Budgets.answers`, by its name.
+    """
 
     name: str
     title: str
@@ -57,6 +61,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     samples: Sequence[Sample] = ()
+    by_budget: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,8 @@ class Budgets:
     """The answer for every budget that can be chosen, computed beforehand.
 
     Attributes:
-      answers: by ascending budget: {"usd", "verdict", "plans": rows of texts, "near": texts}.
+      answers: by ascending budget: {"usd", "text", "verdict", "near": texts, "rows": {"plans"
+        and names of sections: rows of texts}, "texts": {names of sections: a sentence}}.
       columns: of the plans.
       first: which of them is shown at first.
     """
@@ -85,6 +91,7 @@ class Page:
       budgets: None where no plan can be made.
       sections: in order.
       footer: how it was made.
+      figure_files: whether figures/ beside the page has every figure too.
     """
 
     title: str
@@ -93,6 +100,7 @@ class Page:
     budgets: Budgets | None
     sections: Sequence[Section]
     footer: str
+    figure_files: bool = False
 
     @property
     def figures(self) -> list[Figure]:

@@ -48,7 +48,7 @@ def pareto(points: Sequence[Row], curves: Sequence[Row], metric: str, budget: fl
     """Value over dollars: what was measured, the curves with their bands, and the budget.
 
     Args:
-      points: {"strategy", "labels", "usd", "value", "low", "high", "front", "runs"}.
+      points: {"strategy", "labels", "llm_labels", "usd", "value", "low", "high", "front", "runs"}.
       curves: {"arm", "strategy", "usd", "value", "low", "high", "beyond"}, along each arm.
       metric: its name.
       budget: at first, in USD; the page moves it as the signal `budget`.
@@ -58,7 +58,11 @@ def pareto(points: Sequence[Row], curves: Sequence[Row], metric: str, budget: fl
     colour, shape = _by_strategy([*points, *curves])
     lines = _curve_layers(curves, x, _value_axis(metric), colour)
     tooltip = _tooltip("strategy", ("runs", "run")) + [
-        {"field": "labels", "title": "labels", "type": "quantitative", "format": ","},
+        *(
+            {"field": field, "title": title, "type": "quantitative", "format": ","}
+            for field, title in (("labels", "labels"), ("llm_labels", "LLM labels"))
+            if any(point[field] for point in points)
+        ),
         {"field": "usd", "title": "dollars", "type": "quantitative", "format": "$,.2f"},
         *_value_tooltip(metric),
     ]
@@ -314,11 +318,11 @@ def _by_strategy(rows: Iterable[Row]) -> tuple[Spec, Spec]:
     )
 
 
-_KNOWN = ("annotate", "distill", "teacher", "llm")
+_KNOWN = ("annotate", "distill", "teacher", "llm", "llm_human", "llm_distill")
 
 
 def _place(strategy: str) -> int:
-    return _KNOWN.index(strategy) if strategy in _KNOWN else len(_KNOWN) + len(strategy) % 2
+    return _KNOWN.index(strategy) if strategy in _KNOWN else len(strategy) % len(_KNOWN)
 
 
 def strategy_colour(strategy: str) -> str:

@@ -2,15 +2,19 @@
   "use strict";
   const state = JSON.parse(document.getElementById("state").textContent);
   const views = {};
-  const cells = (values) => {
-    const row = document.createElement("tr");
-    values.forEach((value, place) => {
-      const cell = document.createElement("td");
-      if (place > 0) cell.className = "number";
-      cell.textContent = value;  // never innerHTML: what runs wrote is text
-      row.append(cell);
-    });
-    return row;
+  const fill = (body, rows) => {
+    const heads = body.closest("table").querySelectorAll("th");
+    body.replaceChildren(...rows.map((values) => {
+      const row = document.createElement("tr");
+      values.forEach((value, place) => {
+        const cell = document.createElement("td");
+        cell.className = heads[place].className;
+        cell.textContent = value;  // never innerHTML: what runs wrote is text
+        row.append(cell);
+      });
+      return row;
+    }));
+    body.closest(".scroll").hidden = rows.length === 0;
   };
   const item = (text) => {
     const entry = document.createElement("li");
@@ -23,7 +27,8 @@
     document.getElementById("amount").textContent = answer.text;
     document.getElementById("verdict").textContent = answer.verdict;
     document.getElementById("slider").setAttribute("aria-valuetext", answer.text);
-    document.querySelector("#plans tbody").replaceChildren(...answer.plans.map(cells));
+    for (const body of document.querySelectorAll("[data-rows]")) fill(body, answer.rows[body.dataset.rows]);
+    for (const text of document.querySelectorAll("[data-text]")) text.textContent = answer.texts[text.dataset.text];
     document.getElementById("near").replaceChildren(...answer.near.map(item));
     if (views.pareto) views.pareto.signal("budget", answer.usd).runAsync();
   };
