@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what a budget is quoted on, such as a100:4 or cpu",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="jobs of --cluster that divide the runs"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that divide the runs and a budget: jobs of --cluster, or commands you start",
     )
     parser.add_argument("--worker", type=int, default=0, metavar="N", help="which of them this is")
     submit.add_flags(parser)
@@ -100,15 +104,24 @@ def _sweep(arguments: list[str]) -> int:
         program = [sys.executable, sys.argv[0], *([] if as_script else ["sweep"])]
         job = submit.job_of(flags, program, [*arguments, "--worker={index}"], flags.workers)
         return submit.launch(flags.cluster, job, flags.dry_run)
+    sweep_plan.require_data(plan)
     if flags.dry_run:
         _show(plan, flags.hardware)
         return 0
     submit.require_cluster(flags)
-    worker = Worker(plan, flags.compilation_cache, flags.worker)
+    worker = Worker(plan, flags.compilation_cache, flags.worker, bills=_bills(plan, flags))
     _stop_on_signals(worker)
     outcomes = worker.work()
     again = command(["python", "launch/sweep.py"], arguments)
     return _told(plan.runs, outcomes, worker.stopped_by, plan.directory, again)
+
+
+def _bills(plan: Plan, flags: argparse.Namespace) -> dict[str, float]:
+    """What each run is quoted at, where workers divide a budget."""
+    if plan.budget_usd is None or flags.workers == 1:
+        return {}
+    bills = sweep_plan.quoted(plan, flags.hardware)
+    return {run.name: bill.total for run, bill in zip(plan.runs, bills, strict=True)}
 
 
 def _show(plan: Plan, hardware: str) -> None:

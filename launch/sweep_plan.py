@@ -13,11 +13,11 @@ from dora_jax.config import LLM_STRATEGIES, ModelSource, RunConfig
 from dora_jax.cost.affordable import (
     Bill,
     Unaffordable,
-    fitting,
     longest_within,
-    refusal,
     updates_of,
+    with_steps,
 )
+from dora_jax.cost.budget import KEPT_BACK_SHARE
 from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE, buys_labels
 from dora_jax.cost.hardware import parse_devices
 from dora_jax.cost.ledger_rows import LABELS
@@ -176,10 +176,16 @@ def _divided(
     def quote(run: RunConfig) -> float:
         return quote_run(run, *devices[:2], spot=cost.spot, facts=facts, book=book).dollars
 
-    reduced = longest_within(config, cost.budget_usd - labels * price, quote)
+    compute_usd = (1 - KEPT_BACK_SHARE) * cost.budget_usd - labels * price
+    reduced = longest_within(config, compute_usd, quote)
     if reduced is None:
-        found = fitting(config, cost.budget_usd, price, quote)
-        raise Unaffordable(f"{cell.name}: {refusal(found, cost.budget_usd, config)}")
+        least = quote(with_steps(config, 0.0))
+        raise Unaffordable(
+            f"{cell.name}: {labels:,} labels cost ${labels * price:,.2f} of a BUDGET_USD of "
+            f"{cost.budget_usd:,.2f}, {KEPT_BACK_SHARE:.0%} of which are kept back to end well; "
+            f"${max(compute_usd, 0):,.2f} are left for compute, but a run of a single update is "
+            f"quoted at ${least:,.2f} on {hardware}. Raise BUDGET_USD, or lower that LABEL_SHARE."
+        )
     divided = [("NUM_LABELS", str(labels))]
     divided += [(name, str(updates)) for name, updates in updates_of(reduced).items()]
     return cell._replace(overrides=(*others, *divided))
@@ -233,6 +239,15 @@ def _facts(config: RunConfig, read: dict[str, DataFacts]) -> DataFacts:
 def _usd_per_label(config: RunConfig, book: PriceBook) -> float:
     price_usd = config.cost.price_usd_per_label
     return price_usd if price_usd >= 0 else book.label_price(config.data.task).usd
+
+
+def require_data(plan: Plan) -> None:
+    """Reads the data of the run with the most labels: what it lacks is told before it is paid.
+
+    Raises:
+      ValueError: there are not so many labels, or files cannot be read.
+    """
+    data_facts(max(plan.runs, key=_label_count).config)
 
 
 def require_affordable(plan: Plan, hardware: str) -> None:

@@ -13,19 +13,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
-from dora_jax.cost.charging import PREPARE, SHAREABLE, STAGES
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import EXIT_BUDGET, EXIT_INTERRUPTED
+from dora_jax.launch.sweep_budget import grant, own_cap
 from dora_jax.launch.sweep_plan import Plan, PlannedRun, differences
 from dora_jax.run_folders import (
     FINISHED,
     SWEEP_FILE,
-    find_runs,
-    paid_rows,
     read_folder,
     read_or_empty,
 )
@@ -54,6 +53,7 @@ class Worker:
       compilation_cache: for every run.
       number: which worker this is; each begins elsewhere in the list.
       program: what carries out one run; `launch/run.py`.
+      bills: by which several workers divide the sweep's budget; `sweep_budget.grant`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Worker:
         compilation_cache: str,
         number: int = 0,
         program: Sequence[str] = (sys.executable, "-m", "dora_jax.launch.run"),
+        bills: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.plan = plan
         self.outcomes: dict[str, Outcome] = {}
@@ -69,6 +70,7 @@ class Worker:
         self._cache = compilation_cache
         self._number = number
         self._program = program
+        self._bills = bills
         self._process: subprocess.Popen[bytes] | None = None
 
     def stop(self, reason: str) -> None:
@@ -115,7 +117,12 @@ class Worker:
             if _is_finished(run):
                 self.outcomes[run.name] = Outcome.FINISHED
                 return True
-            cap_usd = self._cap(run)
+            if self.plan.budget_usd is None:
+                cap_usd = own_cap(self.plan, run)
+            else:
+                cap_usd = grant(self.plan, run, self._bills, self._is_open, _is_held)
+                if cap_usd is None:
+                    return False
             if cap_usd is not None and cap_usd <= 0:
                 self._note(run, Outcome.BUDGET, "nothing of the budget is left")
                 return True
@@ -123,36 +130,17 @@ class Worker:
             self._carry_out(run, claim, cap_usd)
         return run.name in self.outcomes
 
-    def _cap(self, run: PlannedRun) -> float | None:
-        """What is left to a run, what it has spent itself included; None where there is no cap.
-
-        Of the sweep's budget that is what the others have not spent. A budget of its own is for
-        all that its results need alone, and so for pretraining, which another run has paid.
-        """
-        if self.plan.budget_usd is not None:
-            folders = [read_folder(path) for path in find_runs(self.plan.directory)]
-            search = self.plan.directory / run.group  # whose labels it would buy, if it has one
-            others = (
-                row.dollars
-                for place, row in paid_rows(folders)
-                if row.run != run.name and place.parent != search
-            )
-            return self.plan.budget_usd - sum(others)
-        cap_usd = run.config.cost.budget_usd
-        if cap_usd < 0 or not run.needs:
-            return None
-        needed = {stage for result in run.config.strategies for stage in STAGES[result]}
-        needed &= {*SHAREABLE} - {PREPARE}  # which each run does, and pays, by itself
-        paid_by = [read_folder(self.plan.directory / name) for name in run.needs]
-        rows = [row for folder in paid_by for row in folder.rows if row.stage in needed]
-        return cap_usd - sum(row.dollars for row in rows)
+    def _is_open(self, run: PlannedRun) -> bool:
+        """Whether a run may still be begun: by this worker, as far as it knows."""
+        return run.name not in self.outcomes and not _is_finished(run)
 
     def _carry_out(self, run: PlannedRun, claim: IO[str], cap_usd: float | None) -> None:
         arguments = [f"--gin_file={run.directory / 'config.gin'}"]
         arguments.append(f"--compilation_cache={self._cache}")
         if cap_usd is not None:
             arguments.append(f"--gin.BUDGET_USD={cap_usd!r}")
-        print(f"{self._place(run)} {run.name}: begun", flush=True)
+        capped = "" if cap_usd is None else f", with ${cap_usd:,.2f} to spend"
+        print(f"{self._place(run)} {run.name}: begun{capped}", flush=True)
         began = time.monotonic()
         with open(run.directory / _LOG, "ab") as log:
             self._process = subprocess.Popen(
@@ -217,6 +205,14 @@ def _claimed(directory: Path) -> Iterator[IO[str] | None]:
             yield None
         else:
             yield claim
+
+
+def _is_held(run: PlannedRun) -> bool:
+    """Whether another worker has the run."""
+    if not run.directory.is_dir():
+        return False
+    with _claimed(run.directory) as claim:
+        return claim is None
 
 
 def _is_finished(run: PlannedRun) -> bool:

@@ -13,7 +13,7 @@ from tiny_run import TRAIN, manifest_of, open_run, read_rows, tiny_config
 
 from dora_jax import strategies
 from dora_jax.config import CostConfig, DataConfig, LlmConfig, RunConfig, TrainConfig
-from dora_jax.cost.affordable import fitting, refusal
+from dora_jax.cost.affordable import fitting, longest_within, refusal
 from dora_jax.cost.budget import SAVE, UNMEASURED_SHARE, UPDATE, VALIDATE, Budget
 from dora_jax.cost.meter import Meter
 from dora_jax.launch.affordability import require_affordable
@@ -141,6 +141,17 @@ def test_each_change_is_told_if_it_suffices(
 ) -> None:
     found = fitting(PLANNED, budget_usd, 0.25, quoted)
     assert (found.labels, found.steps_share) == (labels, steps_share)
+
+
+@pytest.mark.parametrize(
+    ("usd", "steps"), [(1000.0, 1000), (30.0, 1000), (29.99, 999), (15.0, 500), (0.03, 1)]
+)
+def test_a_mixture_trains_for_as_long_as_the_rest_pays(usd: float, steps: int) -> None:
+    found = longest_within(PLANNED, usd, quoted)
+    assert found is not None
+    assert found.teach.train_steps == found.annotate.train_steps == steps
+    assert found.distill.train_steps == steps
+    assert longest_within(PLANNED, 0.02, quoted) is None
 
 
 def test_a_run_beyond_its_budget_is_refused_before_it_begins(tmp_path: Path) -> None:

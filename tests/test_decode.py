@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tiny_decoder import TINY, drawn_params
 
 import dora_jax
 from dora_jax.checkpoints import huggingface
-from dora_jax.config import T5Config
 from dora_jax.model.decode import (
     forced_label,
     generate,
@@ -29,28 +29,12 @@ from dora_jax.parallel import partitioning
 from dora_jax.parallel.mesh import make_mesh
 from dora_jax.shapes import EOS_ID, PAD_ID
 
-TINY = T5Config(
-    vocab_size=24,
-    emb_dim=16,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    head_dim=8,
-    mlp_dim=24,
-)
 LENGTH = 12
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), jnp.float32),
-        nn.unbox(abstract_params(TINY)),
-    )
-    head_EV = params["logits_dense"]["kernel"]
-    params["logits_dense"]["kernel"] = head_EV.at[:, EOS_ID].multiply(3.0)  # some rows end early
-    return params
+    return drawn_params()
 
 
 @pytest.fixture(scope="module")

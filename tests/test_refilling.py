@@ -6,29 +6,18 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from tiny_decoder import TINY, drawn_params
 
 from dora_jax import predict
-from dora_jax.config import LabelConfig, T5Config
+from dora_jax.config import LabelConfig
 from dora_jax.data.soft_labels import SoftRow
 from dora_jax.data.token_store import concatenate
 from dora_jax.model import refilling
-from dora_jax.model.t5 import abstract_params
 from dora_jax.parallel.mesh import make_mesh
-from dora_jax.shapes import EOS_ID, Examples
+from dora_jax.shapes import Examples
 
-NETWORK = T5Config(
-    vocab_size=24,
-    emb_dim=16,
-    num_heads=2,
-    num_encoder_layers=1,
-    num_decoder_layers=2,
-    head_dim=8,
-    mlp_dim=24,
-)
 TEXTS, SOURCE, TARGET = 21, 14, 10
 TOGETHER = LabelConfig(top_k=4, temperatures=(1.0, 2.0), batch_size=4, widths=2)
 
@@ -37,14 +26,7 @@ pytestmark = pytest.mark.usefixtures("compiled_cheaply")
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), jnp.float32),
-        nn.unbox(abstract_params(NETWORK)),
-    )
-    head_EV = params["logits_dense"]["kernel"]
-    params["logits_dense"]["kernel"] = head_EV.at[:, EOS_ID].multiply(3.0)  # some rows end early
-    return params
+    return drawn_params()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +43,7 @@ def label(
     mesh = make_mesh(fsdp=1, tensor=1, devices=jax.devices()[:devices])
     lengths = {"source_length": SOURCE, "target_length": TARGET}
     indices = range(len(examples) - 1)  # not all, so that places and indices differ
-    return predict.label(NETWORK, params, examples, indices, config, mesh=mesh, **lengths, **more)
+    return predict.label(TINY, params, examples, indices, config, mesh=mesh, **lengths, **more)
 
 
 def assert_same(found: list[SoftRow], wanted: list[SoftRow]) -> None:

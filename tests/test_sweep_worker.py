@@ -17,7 +17,8 @@ from synthetic_runs import write_run
 
 from dora_jax.launch import sweep_plan
 from dora_jax.launch.gin_config import Override
-from dora_jax.launch.sweep_plan import Plan
+from dora_jax.launch.sweep_budget import grant, own_cap
+from dora_jax.launch.sweep_plan import Plan, PlannedRun
 from dora_jax.launch.sweep_worker import Outcome, Worker
 from dora_jax.run_records import read_runs
 
@@ -231,10 +232,14 @@ def test_a_budget_of_its_own_pays_for_pretraining_too(tmp_path: Path) -> None:
     base, annotate, distill = plan.runs
     seconds = {"prepare": 100, "pretrain-teacher": 200, "pretrain-student": 150}
     write_run(base.directory, ("pretrain",), seconds=seconds)
-    worker = Worker(plan, "")
-    assert worker._cap(base) is None
-    assert worker._cap(annotate) == pytest.approx(50 - 1.50)
-    assert worker._cap(distill) == pytest.approx(50 - 3.50)
+    assert own_cap(plan, base) is None
+    assert own_cap(plan, annotate) == pytest.approx(50 - 1.50)
+    assert own_cap(plan, distill) == pytest.approx(50 - 3.50)
+
+
+def alone(plan: Plan, run: PlannedRun) -> float | None:
+    """What a run may spend where nobody else is at work."""
+    return grant(plan, run, {}, lambda _: True, lambda _: False)
 
 
 def test_a_search_buys_its_labels_once(tmp_path: Path) -> None:
@@ -250,7 +255,34 @@ def test_a_search_buys_its_labels_once(tmp_path: Path) -> None:
     write_run(first.directory, ("annotate",), seconds={"annotate": 100}, labels=100)
     searched = {"cell": first.group, "searched": first.searched}
     (first.directory / "sweep.json").write_text(json.dumps(searched))
-    worker = Worker(plan, "")
     # The labels, 25 USD, are this search's own; for another seed they are bought again.
-    assert worker._cap(second) == pytest.approx(200 - 1.0)
-    assert worker._cap(other) == pytest.approx(200 - 26.0)
+    assert alone(plan, second) == pytest.approx(200 - 1.0)
+    assert alone(plan, other) == pytest.approx(200 - 26.0)
+
+
+def test_workers_at_once_never_have_more_than_there_is(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, Override("BUDGET_USD", "60.0"))
+    _, first, second, third = plan.runs
+    bills = {run.name: usd for run, usd in zip(plan.runs, (0.0, 5.0, 10.0, 30.0), strict=True)}
+    held: list[str] = []
+
+    def given(run: PlannedRun, bills: dict[str, float]) -> float | None:
+        return grant(plan, run, bills, lambda run: run in (second, third), lambda r: r.name in held)
+
+    # Alone a worker may spend all; another one waits for what it leaves.
+    assert given(first, {}) == 60.0
+    held.append(first.name)
+    assert given(second, bills) is None
+    write_run(first.directory, ("annotate",), seconds={"annotate": 100}, labels=36)  # 9 and 1 USD
+    assert given(second, bills) is None
+    held.clear()
+    # Fifty are left, divided as the quotes are: 10 of 40 to the one, then all to the other.
+    assert given(second, bills) == pytest.approx(12.5)
+    held.append(second.name)
+    assert given(third, bills) == pytest.approx(37.5)
+    held.append(third.name)
+    # What they have spent of it is theirs, too, and what they have not is still held.
+    write_run(third.directory, ("annotate",), seconds={"annotate": 500}, labels=20)  # 5 and 5 USD
+    assert given(first, bills) is None
+    held.remove(third.name)
+    assert given(third, bills) == pytest.approx(37.5)
