@@ -28,6 +28,13 @@ from the environment and written nowhere.
   python launch/annotate.py --task=wlp --model=NAME --base_url=http://localhost:8000/v1 \\
       --pool=texts.jsonl --output=labels.jsonl --budget_usd=5
 
+A simulated server rehearses that without a key or money, on WLP's bundled sample:
+
+  python -m dora_jax.tasks.samples.annotator --port=8765
+  python launch/annotate.py --task=wlp --model=simulated --base_url=http://127.0.0.1:8765/v1 \\
+      --usd_per_million_input_tokens=0.5 --usd_per_million_output_tokens=1.5 --audit=100 \\
+      --output=simulated.jsonl
+
 Labels from people: chooses texts, writes a sheet for them, and takes it back.
 
   python launch/annotate.py --task=wlp --human --count=200 --output=sheet.csv
@@ -77,7 +84,7 @@ def _annotate(arguments: list[str]) -> int:
     config = run_config(flags, overrides)
     task = task_of(config.data, config.cost.price_usd_per_label)
     if ways == ["model"]:
-        return annotate_llm.annotate(flags, task, config.data)
+        return annotate_llm.annotate(flags, task, config)
     if ways == ["human"]:
         return annotate_human.write_sheet(flags, task, config.data)
     return annotate_human.import_sheets(flags, task, config)

@@ -20,8 +20,8 @@ from dora_jax.annotators.sheets import write_sheet as write_items
 from dora_jax.config import DataConfig, RunConfig
 from dora_jax.cost.ledger import LABELS, Ledger, RunFacts, code_version, labels_row
 from dora_jax.cost.prices import Price, PriceBook, user_price
+from dora_jax.launch.annotate_settings import texts_of
 from dora_jax.launch.command_line import require_place
-from dora_jax.tasks.rows import UNLABELLED, read_rows
 from dora_jax.tasks.sources import load_splits
 from dora_jax.tasks.task import TaskSpec
 from dora_jax.whole_files import write_json, write_whole
@@ -72,10 +72,8 @@ def write_sheet(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> 
 
 def _pool(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> list[str]:
     if flags.pool:
-        rows = read_rows(Path(flags.pool), "error", UNLABELLED).rows
-    else:
-        rows = load_splits(task, data).rows["unlabeled"]
-    return [row.source for row in rows]
+        return texts_of(flags.pool, data)
+    return [row.source for row in load_splits(task, data).rows["unlabeled"]]
 
 
 def _chosen(
@@ -168,7 +166,7 @@ def _bill(output: Path, task: TaskSpec, bought: int, price: Price) -> None:
 def _price(config: RunConfig, task: TaskSpec) -> Price:
     if config.cost.price_usd_per_label >= 0:
         return user_price(config.cost.price_usd_per_label, unit="label")
-    return PriceBook.load().label_price(task.name)
+    return PriceBook.of_user(config.cost.price_book).label_price(task.name)
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

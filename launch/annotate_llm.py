@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import datetime
 import importlib.util
 import os
 import signal
@@ -15,14 +16,15 @@ from types import FrameType
 from typing import Any
 
 from dora_jax.annotators.appended import AppendedRows
-from dora_jax.annotators.calls import AnswerCache, Calls
+from dora_jax.annotators.calls import KILLED, AnswerCache, Calls
 from dora_jax.annotators.chat import ChatClient, Endpoint
 from dora_jax.annotators.llm import Annotator, Ended, Outputs, row_ids
 from dora_jax.annotators.prompts import Prompting
 from dora_jax.annotators.receipt import LabelFiles, audited, make_receipt, predictions
 from dora_jax.annotators.token_prices import Estimate, TokenPrices, enter, estimate
-from dora_jax.config import DataConfig
+from dora_jax.config import RunConfig
 from dora_jax.cost.ledger import Ledger, RunFacts, code_version
+from dora_jax.cost.prices import PriceBook
 from dora_jax.fingerprints import fingerprint
 from dora_jax.launch import annotate_settings as settings
 from dora_jax.launch.annotate_settings import Texts
@@ -35,19 +37,19 @@ from dora_jax.whole_files import write_json
 _SECOND_TRY_TOKENS = 2000 + 400  # what prompts.second_try can add
 
 
-def annotate(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> int:
+def annotate(flags: argparse.Namespace, task: TaskSpec, config: RunConfig) -> int:
     """Labels the pool. Returns the exit status."""
     files = LabelFiles.beside(Path(flags.output))
     endpoint, parameters = settings.endpoint(flags), settings.parameters(flags)
-    prices = settings.prices(flags)
+    prices = settings.prices(flags, PriceBook.of_user(config.cost.price_book))
     task = settings.with_instruction(task, flags.instruction_file)
-    texts = settings.texts(flags, task, data)
+    texts = settings.texts(flags, task, config.data)
     prompting = Prompting(
         task, texts.labelled, shots=flags.shots, seed=flags.seed, nearest=flags.nearest
     )
     asked = [*texts.pool, *(row.source for row in texts.audit)]
     estimated = _estimate(files, prompting, asked, parameters, prices)
-    print(_told(estimated, flags.model), flush=True)
+    print(f"{_told(estimated, flags.model)}\n{_priced(prices)}", flush=True)
     if flags.dry_run:
         return 0
     _require_client()
@@ -113,12 +115,13 @@ class _Session:
             missing=ended.missing,
             spent=self._calls.spent,
             estimated=estimated,
-            human_labels_shown=len(self._prompting.used),
+            shown=row_ids([shot.source for shot in self._prompting.used]),
             audit=_audit(files, task, texts.audit) if sources and not audit_ended.missing else None,
             why_stopped=why_stopped,
         )
         write_json(files.receipt, receipt)
-        print("\n".join(_summary(receipt, files)), flush=True)
+        others = {row["source"] for file in files[:2] for row in _rows(file)} - {*texts.pool}
+        print("\n".join(_summary(receipt, files, len(others))), flush=True)
         if ended.missing or audit_ended.missing:
             print(f"Stopped: {why_stopped or 'some calls failed'}. The same command goes on.")
             return EXIT_INTERRUPTED
@@ -202,6 +205,20 @@ def _told(estimated: Estimate, model: str) -> str:
     )
 
 
+def _priced(prices: TokenPrices) -> str:
+    """The prices, whose they are, and whether they can still be relied on."""
+    input, output = prices.input, prices.output
+    said = "; ".join(sorted({f"{price.source}, {price.date}" for price in (input, output)}))
+    line = f"prices: ${input.usd:g} a million tokens in, ${output.usd:g} out ({said})"
+    today = datetime.datetime.now(datetime.UTC).date()
+    if input.is_stale(today) or output.is_stale(today):
+        line += (
+            "\nwarning: these prices are over a year old; look them up and give them with "
+            "--usd_per_million_input_tokens and --usd_per_million_output_tokens"
+        )
+    return line
+
+
 def _audit(files: LabelFiles, task: TaskSpec, rows: Sequence[Row]) -> dict[str, Any]:
     labelled, set_aside = _rows(files.audit), _rows(files.audit_set_aside)
     sources = [row.source for row in rows]
@@ -210,8 +227,10 @@ def _audit(files: LabelFiles, task: TaskSpec, rows: Sequence[Row]) -> dict[str, 
     return audited(scores, labelled, set_aside)
 
 
-def _summary(receipt: dict[str, Any], files: LabelFiles) -> Iterator[str]:
+def _summary(receipt: dict[str, Any], files: LabelFiles, others: int) -> Iterator[str]:
     rows, spent, before = receipt["rows"], receipt["spent"], receipt["estimate_of_last_start"]
+    if others:
+        yield f"{others:,} texts of earlier starts are not in this pool; they count as well"
     yield (
         f"{rows['labelled']:,} labelled, {rows['set_aside']:,} set aside, "
         f"{rows['missing']:,} missing: {files.labelled}"
@@ -224,9 +243,11 @@ def _summary(receipt: dict[str, Any], files: LabelFiles) -> Iterator[str]:
     if spent["uncounted_calls"]:
         yield f"{spent['uncounted_calls']:,} calls without a count of tokens; bounds stand in"
     if spent["lost_calls"]:
+        killed = spent["killed_calls"]
+        which = f" ({killed:,} {KILLED})" if killed else ""
         yield (
-            f"{spent['lost_calls']:,} calls whose answer was lost; if the server bills them, at "
-            f"most ${spent['lost_usd_at_most']:,.4f} more"
+            f"{spent['lost_calls']:,} calls whose answer was lost{which}; if the server bills "
+            f"them, at most ${spent['lost_usd_at_most']:,.4f} more"
         )
     if spent["reused_answers"]:
         reused_usd = spent["reused_usd"]

@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dora_jax.annotators.chat import Endpoint
-from dora_jax.annotators.llm import Patience, row_ids
+from dora_jax.annotators.llm import row_ids
+from dora_jax.annotators.pace import Patience
 from dora_jax.annotators.prompts import Shot
 from dora_jax.annotators.token_prices import TokenPrices
 from dora_jax.config import DataConfig
@@ -62,6 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--stream", action="store_true", help="have answers sent piece by piece")
     add("--concurrency", type=int, default=8, help="calls at once (default: %(default)s)")
     add("--calls_per_minute", type=float, default=0.0, help="at most; 0: no limit of ours")
+    add("--tokens_per_minute", type=float, default=0.0, help="in and out, on average; 0: no limit")
     add("--attempts", type=int, default=6, help="of a call that fails (default: %(default)s)")
     add("--timeout", type=float, default=120.0, help="of a call, seconds (default: %(default)s)")
     add("--usd_per_million_input_tokens", type=float, default=-1.0, help="-1: of the price book")
@@ -88,7 +91,7 @@ def endpoint(flags: argparse.Namespace) -> Endpoint:
     for name in ("concurrency", "attempts", "timeout", "max_tokens"):
         if getattr(flags, name) <= 0:
             raise ValueError(f"--{name}={getattr(flags, name)}; it must be greater than 0.")
-    for name in ("shots", "audit", "budget_usd", "calls_per_minute"):
+    for name in ("shots", "audit", "budget_usd", "calls_per_minute", "tokens_per_minute"):
         if not getattr(flags, name) >= 0:
             raise ValueError(f"--{name}={getattr(flags, name)}; it must be 0 or more.")
     return endpoint
@@ -96,7 +99,9 @@ def endpoint(flags: argparse.Namespace) -> Endpoint:
 
 def patience(flags: argparse.Namespace) -> Patience:
     """Pace and repetition."""
-    return Patience(flags.concurrency, flags.calls_per_minute, flags.attempts)
+    return Patience(
+        flags.concurrency, flags.calls_per_minute, flags.tokens_per_minute, flags.attempts
+    )
 
 
 def parameters(flags: argparse.Namespace) -> dict[str, Any]:
@@ -115,14 +120,14 @@ def parameters(flags: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def prices(flags: argparse.Namespace) -> TokenPrices:
+def prices(flags: argparse.Namespace, book: PriceBook) -> TokenPrices:
     """Of the model's tokens: those given, else of the price book."""
 
     def price(usd: float, unit: str) -> Price:
         if usd != -1.0:
             return dataclasses.replace(user_price(usd, unit), item=flags.model)
         try:
-            return PriceBook.load().token_price(flags.model, unit)
+            return book.token_price(flags.model, unit)
         except ValueError as error:
             raise ValueError(
                 f"{error} Or give it: --usd_per_million_input_tokens=… and "
@@ -146,12 +151,23 @@ def with_instruction(task: TaskSpec, file: str | None) -> TaskSpec:
     return dataclasses.replace(task, instruction=text)
 
 
+def texts_of(pool: str, data: DataConfig) -> list[str]:
+    """The texts of a file; bad rows are refused, or left out and counted, as ON_BAD_ROW says."""
+    found = read_rows(Path(pool), data.on_bad_row, UNLABELLED)
+    if found.skipped:
+        first = found.skipped[0]
+        print(
+            f"{pool}: {len(found.skipped):,} bad rows are left out, the first "
+            f"{first.location}: {first.complaint}",
+            file=sys.stderr,
+        )
+    return [row.source for row in found.rows]
+
+
 def texts(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> Texts:
     """The pool is the run's unlabelled text where no file is named."""
     rows = load_splits(task, data).rows
-    pool = (
-        read_rows(Path(flags.pool), "error", UNLABELLED).rows if flags.pool else rows["unlabeled"]
-    )
+    pool = texts_of(flags.pool, data) if flags.pool else [row.source for row in rows["unlabeled"]]
     if not pool:
         raise ValueError("There is no text to label; name a file of texts with --pool.")
     if flags.shots and not rows["train"]:
@@ -164,7 +180,7 @@ def texts(flags: argparse.Namespace, task: TaskSpec, data: DataConfig) -> Texts:
     order = row_ids([row.source for row in validation])  # hashes: an order that means nothing
     chosen = sorted(range(len(validation)), key=lambda i: fingerprint([flags.seed, order[i]]))
     return Texts(
-        [row.source for row in pool],
+        pool,
         [Shot(row.source, row.target) for row in rows["train"]],
         [validation[i] for i in chosen[: flags.audit]],
     )

@@ -15,7 +15,8 @@ from chat_server import KEY, MODEL, ChatServer
 from dora_jax.annotators.appended import AppendedRows, read_appended
 from dora_jax.annotators.calls import AnswerCache, Calls, Spent
 from dora_jax.annotators.chat import ChatClient, Endpoint
-from dora_jax.annotators.llm import Annotator, Ended, Outputs, Patience
+from dora_jax.annotators.llm import Annotator, Ended, Outputs
+from dora_jax.annotators.pace import Patience
 from dora_jax.annotators.prompts import Prompting
 from dora_jax.annotators.token_prices import TokenPrices
 from dora_jax.cost.prices import INPUT_TOKENS, OUTPUT_TOKENS, Price

@@ -18,11 +18,13 @@ from chat_server import KEY, MODEL, ChatServer
 
 from dora_jax.annotators.appended import read_appended
 from dora_jax.cost.ledger import Ledger
+from dora_jax.cost.prices import INPUT_TOKENS, OUTPUT_TOKENS
 from dora_jax.launch import annotate
 from dora_jax.tasks.task import get_task
 
 ROOT = Path(__file__).resolve().parents[1]
 FEVER = get_task("fever")
+ANSWERED = b'"finish_reason"'  # what a line of the log has where a call was answered
 SAMPLE = ROOT / "dora_jax/data/sample/fever"
 PRICES = ("--usd_per_million_input_tokens=3", "--usd_per_million_output_tokens=15")
 
@@ -117,7 +119,8 @@ def test_a_dry_run_calls_nobody_and_bounds_what_is_paid(
         assert not server.requests
         assert not list(tmp_path.glob("labels*"))
         assert annotate.main(given) == 0
-    assert told == capsys.readouterr().out.splitlines(keepends=True)[0]
+    assert capsys.readouterr().out.startswith(told)
+    assert "$3 a million tokens in, $15 out (set by the user" in told
     receipt = receipt_of(tmp_path)
     at_most = receipt["estimate_of_last_start"]["at_most"]
     assert f"${at_most['usd']:,.4f}" in told
@@ -146,7 +149,9 @@ def test_the_budget_ends_a_start_with_a_status_of_its_own(
     assert sum(row.dollars for row in rows) == pytest.approx(receipt_of(tmp_path)["spent"]["usd"])
 
 
-def test_kill_9_in_the_middle_asks_nothing_again_that_was_answered(tmp_path: Path) -> None:
+def test_kill_9_in_the_middle_asks_nothing_again_that_was_answered(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def slow_verdict(text: str, messages: list[dict[str, str]]) -> str:
         time.sleep(0.02)
         return verdict(text, messages)
@@ -159,20 +164,30 @@ def test_kill_9_in_the_middle_asks_nothing_again_that_was_answered(tmp_path: Pat
         )
         log = tmp_path / "labels.calls.jsonl"
         deadline = time.monotonic() + 60
-        while not log.exists() or log.read_bytes().count(b"\n") < 40:
+        while not log.exists() or log.read_bytes().count(ANSWERED) < 40:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        answered = log.read_bytes().count(b"\n")
-        assert answered < 110
+        content = log.read_bytes()
+        rows = [json.loads(line) for line in content[: content.rfind(b"\n")].splitlines()]
+        ended = {row["call"] for row in rows if "call" in row}
+        under_way = {row["begun"] for row in rows if "begun" in row} - ended
+        assert len(ended) < 110
         assert annotate.main(given) == 0
-    rows, _ = read_appended(tmp_path / "labels.jsonl")
-    assert Counter(row["source"] for row in rows) == Counter(set(server.asked))
-    assert len(rows) == 120
+    labels, _ = read_appended(tmp_path / "labels.jsonl")
+    assert Counter(row["source"] for row in labels) == Counter(set(server.asked))
+    assert len(labels) == 120
     # Only what was under way at the kill could be asked twice: its answer never arrived.
-    assert sum(server.asked.values()) <= 120 + 4
-    assert receipt_of(tmp_path)["spent"]["calls"] == 120
+    again = sum(server.asked.values()) - 120
+    spent = receipt_of(tmp_path)["spent"]
+    assert spent["calls"] == 120
+    assert again <= spent["killed_calls"] == spent["lost_calls"] <= 4
+    # They may have been billed: what the server counted lies between the two sums.
+    billed = (3.0 * server.prompt_tokens + 15.0 * server.completion_tokens) / 1e6
+    assert spent["usd"] - 1e-9 <= billed <= spent["usd"] + spent["lost_usd_at_most"] + 1e-9
+    assert spent["killed_calls"] == len(under_way) > 0
+    assert "under way when the program was killed" in capfd.readouterr().out
 
 
 def test_ctrl_c_lets_calls_end_and_keeps_all(
@@ -209,6 +224,8 @@ def test_ctrl_c_lets_calls_end_and_keeps_all(
         ("--shots=-1", "0 or more"),
         ("--concurrency=0", "greater than 0"),
         ("--usd_per_million_input_tokens=-1", "no price per million input tokens"),
+        ("--usd_per_million_input_tokens=0.0000005", "a price of one token"),
+        ("--tokens_per_minute=-1", "0 or more"),
         ("--pool=missing.jsonl", "missing.jsonl"),
     ],
 )
@@ -230,6 +247,66 @@ def test_another_prompt_is_not_mixed_into_one_file(
         assert annotate.main([*given, "--shots=2"]) == 2
     assert "another prompt" in capsys.readouterr().err
     assert len(server.requests) == 3
+
+
+def test_a_second_pool_is_added_to_the_first_and_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer(verdict) as server:
+        given = flags_of(server, tmp_path, 6)
+        assert annotate.main(given) == 0
+        assert "not in this pool" not in capsys.readouterr().out
+        flags_of(server, tmp_path, 2)  # the pool's file has two of the six now
+        assert annotate.main(given) == 0
+    assert "4 texts of earlier starts are not in this pool" in capsys.readouterr().out
+    assert receipt_of(tmp_path)["rows"]["labelled"] == 6
+
+
+def test_bad_rows_of_a_pool_are_refused_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        *("--task=fever", "--dry_run", "--model=m", *PRICES, f"--pool={tmp_path / 'pool.jsonl'}"),
+        f"--output={tmp_path / 'labels.jsonl'}",
+    ]
+    rows = ['{"source": "One."}', '{"source": "  "}', '{"text": "x"}', '{"source": "One."}']
+    (tmp_path / "pool.jsonl").write_text("\n".join(rows))
+    assert annotate.main(given) == 2
+    said = capsys.readouterr().err
+    assert "pool.jsonl:2: 'source' is empty" in said
+    assert "pool.jsonl:3: field 'source' is missing" in said
+    assert 'set ON_BAD_ROW = "skip"' in said
+    assert annotate.main([*given, "--gin.ON_BAD_ROW='skip'"]) == 0
+    said = capsys.readouterr()
+    assert "2 bad rows are left out" in said.err
+    assert said.out.startswith("1 texts for m")  # two are one and the same
+
+
+def test_a_server_that_is_not_there_is_told_soon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ChatServer(verdict) as server:
+        given = flags_of(server, tmp_path, 40, "--attempts=2")
+    assert annotate.main(given) == 75  # the server has gone
+    said = capsys.readouterr()
+    assert "a call failed and is tried again: no connection" in said.err
+    assert "Stopped: the server cannot be reached: no connection" in said.out
+    assert receipt_of(tmp_path)["spent"]["lost_calls"] == 0
+
+
+def test_prices_of_ones_own_book_hold_and_old_ones_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = tmp_path / "book.json"
+    entry = {"item": "priced", "kind": "on-demand", "usd": 2.0, "source": "a list"}
+    flags = ["--task=fever", "--dry_run", "--model=priced", f"--output={tmp_path / 'labels.jsonl'}"]
+    for date, old in (("2020-05", True), ("2999", False)):
+        sides = [{**entry, "unit": unit, "date": date} for unit in (INPUT_TOKENS, OUTPUT_TOKENS)]
+        book.write_text(json.dumps({"version": 1, "date": "2026", "entries": sides}))
+        assert annotate.main([*flags, f"--gin.PRICE_BOOK='{book}'"]) == 0
+        said = capsys.readouterr().out
+        assert f"$2 a million tokens in, $2 out (a list, {date})" in said
+        assert ("over a year old" in said) == old
 
 
 def test_a_refused_key_is_told_without_the_key(

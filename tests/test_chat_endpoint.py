@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from annotating import (
 )
 from chat_server import KEY, MODEL, ChatServer
 
+from dora_jax.annotators import pace as pace_module
 from dora_jax.annotators.chat import AnnotatorRefused, Endpoint
-from dora_jax.annotators.llm import Ended, Patience
+from dora_jax.annotators.llm import Ended
+from dora_jax.annotators.pace import Pace, Patience
 
 STATUSES = ("408", "429", "500", "503")
 BROKEN = ("timeout", "dropped", "malformed", "huge", "cut", "error event")
@@ -49,7 +52,7 @@ def test_a_passing_fault_costs_a_second_call_and_nothing_else(
 
 def test_all_calls_wait_as_long_as_the_server_asks(tmp_path: Path) -> None:
     sources = claims(4)
-    patience = Patience(1, 0.0, 3, 0.0001, 1.0)
+    patience = Patience(1, 0.0, 0.0, 3, 0.0001, 1.0)
     fails = {sources[1]: ("429",)}
     with ChatServer(verdict, lambda text: fails.get(text, ()), retry_after=0.15) as server:
         label(server, tmp_path, sources, patience=patience)
@@ -60,7 +63,7 @@ def test_all_calls_wait_as_long_as_the_server_asks(tmp_path: Path) -> None:
 
 def test_a_server_that_asks_for_too_long_a_wait_is_left(tmp_path: Path) -> None:
     with ChatServer(verdict, lambda text: ("429",) * 9, retry_after=7200) as server:
-        patience = Patience(1, 0.0, 5, 0.0001, 1.0)
+        patience = Patience(1, 0.0, 0.0, 5, 0.0001, 1.0)
         found = label(server, tmp_path, claims(9), patience=patience)
     assert found.ended == Ended(9, "the server asks to wait 7,200 s")
     assert len(server.requests) == 1
@@ -68,8 +71,42 @@ def test_a_server_that_asks_for_too_long_a_wait_is_left(tmp_path: Path) -> None:
 
 def test_the_pace_is_kept(tmp_path: Path) -> None:
     with ChatServer(verdict) as server:
-        label(server, tmp_path, claims(8), patience=Patience(8, 3000.0, 3, 0.001, 1.0))
+        label(server, tmp_path, claims(8), patience=Patience(8, 3000.0, 0.0, 3, 0.001, 1.0))
     assert server.arrivals[-1] - server.arrivals[0] > 0.9 * 7 * 0.02
+
+
+def test_the_pace_in_tokens_is_kept(tmp_path: Path) -> None:
+    with ChatServer(verdict) as server:
+        label(server, tmp_path, claims(9), patience=Patience(8, 0.0, 300_000.0, 3, 0.001, 1.0))
+    tokens = server.prompt_tokens + server.completion_tokens
+    # 5,000 a second; the last call's own are paid by the next, and the first may arrive late.
+    assert server.arrivals[-1] - server.arrivals[0] > 0.6 * tokens * 8 / 9 / 5_000
+
+
+def test_the_pace_follows_what_calls_really_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(pace_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(pace_module, "asyncio", SimpleNamespace(sleep=sleep))
+    pace = Pace(Patience(calls_per_minute=60.0, tokens_per_minute=60.0), lambda: False)
+
+    def begins(tokens: int) -> float:
+        with pytest.raises(StopIteration):
+            pace.turn(tokens).send(None)
+        return now
+
+    assert begins(5) == 100.0
+    pace.correct(-2)  # it took 3: a second for each, and one for the call
+    assert begins(5) == pytest.approx(104.0)
+    pace.correct(1)
+    assert begins(0) == pytest.approx(111.0)
+    pace.wish(30.0)
+    assert begins(0) == pytest.approx(141.0)
+    assert begins(0) == pytest.approx(142.0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +157,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
     making = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost"
     places = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", *files[:1], "-keyout", files[1]]
     subprocess.run([openssl, *making.split(), *places], check=True, capture_output=True)
-    patience = Patience(1, 0.0, 1, 0.001, 1.0)
+    patience = Patience(1, 0.0, 0.0, 1, 0.001, 1.0)
     with ChatServer(verdict, certificate=files) as server:
         found = label(server, tmp_path, claims(12), patience=patience)
     assert "CERTIFICATE_VERIFY_FAILED" in found.ended.why_stopped

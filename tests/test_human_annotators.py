@@ -189,6 +189,62 @@ def test_label_studio_there_and_back(tmp_path: Path) -> None:
         assert words in told
 
 
+def test_spans_behind_a_character_that_browsers_count_twice(tmp_path: Path) -> None:
+    """Label Studio's offsets are a browser's; Prodigy's are Python's."""
+    source = "🧪 Add 𝛼-amylase to 5 ml ."
+    pool = dict(zip(row_ids([source]), [source], strict=True))
+    (row_id,) = pool
+
+    def offsets(words: str) -> tuple[int, int]:
+        before = source[: source.index(words)]
+        start, length = (len(part.encode("utf-16-le")) // 2 for part in (before, words))
+        return start, start + length
+
+    words = {"Add": "Action", "𝛼-amylase": "Reagent", "5 ml": "Amount"}
+    spans = [span(*offsets(word), kind, word) for word, kind in words.items()]
+    assert [source[s["value"]["start"] : s["value"]["end"]] for s in spans] != [*words]
+    record = {"data": {"id": row_id, "text": source}, "annotations": [{"result": spans}]}
+    sheet = tmp_path / "sheet.json"
+    sheet.write_text(json.dumps([record]))
+    target = "Add [Action] 𝛼-amylase [Reagent] 5 ml [Amount]"
+    assert import_sheets([sheet], WLP, pool).labels == {row_id: {"label-studio:": target}}
+    starts = {word: source.index(word) for word in words}
+    plain = [
+        {"start": starts[word], "end": starts[word] + len(word), "label": kind}
+        for word, kind in words.items()
+    ]
+    sheet = tmp_path / "sheet.jsonl"
+    row = {"text": source, "meta": {"id": row_id}, "spans": plain, "answer": "accept"}
+    sheet.write_text(json.dumps(row))
+    assert import_sheets([sheet], WLP, pool).labels == {row_id: {"prodigy": target}}
+
+
+def test_a_spreadsheet_takes_no_id_for_a_number(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    write_sheet(sheet, FEVER, [Item("1234567890e12345", "A claim.")])
+    with open(sheet, newline="", encoding="utf-8-sig") as file:
+        (row,) = csv.DictReader(file)
+    with pytest.raises(ValueError, match="could not convert"):
+        float(row["id"])
+    give(sheet, ["SUPPORTS"])
+    found = import_sheets([sheet], FEVER, {"1234567890e12345": "A claim."})
+    assert found.labels == {"1234567890e12345": {"sheet": "SUPPORTS"}}
+
+
+def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    good = {"text": SOURCES[0], "meta": {"id": IDS[0]}, "answer": "accept"}
+    spans = ({"start": 0, "end": 999, "label": "Action"}, {"start": 0, "end": 3, "label": "Acting"})
+    lines = ["{broken", "", "[]", *(json.dumps({**good, "spans": [each]}) for each in spans)]
+    sheet = tmp_path / "sheet.jsonl"
+    sheet.write_text("\n".join(lines))
+    found = import_sheets([sheet], WLP, POOL)
+    told = [(1, "broken JSON"), (3, "not of the form"), (4, "not in the text"), (5, "not known")]
+    assert len(found.complaints) == len(told)
+    for complaint, (line, words) in zip(found.complaints, told, strict=True):
+        assert complaint.startswith(f"{sheet}:{line}")
+        assert words in complaint
+
+
 def test_labels_are_escaped_in_label_studios_configuration() -> None:
     class Odd:
         name, kind, labels = "odd", "classification", ('a"/><script>', "b&c")

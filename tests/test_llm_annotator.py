@@ -21,7 +21,8 @@ from annotating import (
 from chat_server import ChatServer
 
 from dora_jax.annotators.chat import AnnotatorRefused
-from dora_jax.annotators.llm import Ended, Patience, row_ids
+from dora_jax.annotators.llm import Ended, row_ids
+from dora_jax.annotators.pace import Patience
 from dora_jax.annotators.prompts import Prompting, Shot
 
 
@@ -88,7 +89,7 @@ def test_a_thousand_rows_under_faults_end_exactly_once_each(tmp_path: Path) -> N
     faults |= {source: ("timeout",) for source in sources[10:14]}
     bad = {source: ("prose",) for source in drawn.sample(sources, 40)}
     with ChatServer(answering_badly(bad), lambda text: faults.get(text, ())) as server:
-        patience = Patience(24, 0.0, 6, 0.001, 1.0)
+        patience = Patience(24, 0.0, 0.0, 6, 0.001, 1.0)
         found = label(server, tmp_path, sources, patience=patience, endpoint={"timeout_seconds": 2})
     assert found.ended == Ended(0, "")
     assert Counter(row["id"] for row in found.rows) == Counter(row_ids(sources))
@@ -167,6 +168,36 @@ def test_where_answers_are_lost_their_highest_price_counts_against_the_budget(
         found = label(server, tmp_path, claims(30), budget_usd=0.02)
     assert "budget" in found.ended.why_stopped
     assert found.spent.lost_usd_at_most <= 0.02
+
+
+def test_calls_under_way_at_a_kill_count_against_the_budget_once(tmp_path: Path) -> None:
+    with ChatServer(verdict) as server:
+        label(server, tmp_path, claims(3))
+        log = tmp_path / "calls.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        ended = {row["call"] for row in rows if "call" in row}
+        assert sorted(row["begun"] for row in rows if "begun" in row) == sorted(ended)
+        bound = rows[0]["usd_at_most"]
+        with log.open("a") as file:
+            for number in (98, 99):
+                row = {"key": f"{number}", "begun": number, "usd_at_most": bound}
+                file.write(json.dumps(row) + "\n")
+        for _ in range(2):  # the second start finds them told
+            found = label(server, tmp_path, claims(3), budget_usd=1.0)
+            assert found.spent.killed_calls == found.spent.lost_calls == 2
+            assert found.spent.lost_usd_at_most == pytest.approx(2 * bound)
+        sources = claims(30)
+        more = label(server, tmp_path, sources, budget_usd=found.spent.usd + 2.5 * bound)
+    assert "budget" in more.ended.why_stopped
+    assert len(more.rows) == 3  # the lost calls' bound leaves less than one call
+
+
+def test_refused_calls_are_not_taken_for_lost_ones(tmp_path: Path) -> None:
+    with ChatServer(verdict, lambda text: ("429", "500")) as server:
+        found = label(server, tmp_path, claims(5))
+        again = label(server, tmp_path, claims(5))
+    assert len(found.rows) == 5
+    assert found.spent.lost_calls == again.spent.lost_calls == 0
 
 
 def test_without_the_servers_count_a_bound_stands_in(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def write_labels(directory: Path, *, leak: bool = False, **changes: Any) -> Path
         missing=0,
         spent=Spent(),
         estimated=estimate([], {"max_tokens": 5}, PRICES, 0),
-        human_labels_shown=3,
+        shown=row_ids([*sentences("train", 2)[0], "a text of nobody's"]),
         audit={"rows": 8, "metric": "micro_f1", "value": 75.0, "error_rate": 0.25},
         why_stopped="",
     )
@@ -124,6 +124,13 @@ def test_the_record_says_whose_labels_they_are_and_how_good(finished: Finished) 
     assert outputs["model"] == "made-up-1"
     assert outputs["audit"]["error_rate"] == 0.25
     assert any("75.0 on 8 audited texts" in line for line in finished.lines)
+
+
+def test_shown_labels_that_the_run_has_not_bought_are_told(finished: Finished) -> None:
+    """Two of the three that prompts showed are the run's own."""
+    (told,) = [line for line in finished.lines if "not bought" in line]
+    assert "showed 1 human labels" in told
+    assert f"NUM_LABELS={ROWS['train']}" in told
 
 
 def test_the_same_command_again_buys_and_trains_nothing(finished: Finished) -> None:

@@ -1,7 +1,8 @@
 """What was asked, answered and paid: a log of every call, and a cache beyond one output file.
 
-Each answer is in the log before anything is made of it. So a run that was killed finds there
-what was answered, asks none of it again, and knows what it has spent.
+Each answer is in the log before anything is made of it, and each call before it begins. So a run
+that was killed finds there what was answered, asks none of it again, and knows what it has spent,
+and at most.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dora_jax.annotators.appended import AppendedRows
 from dora_jax.annotators.chat import Endpoint, Usage
 from dora_jax.annotators.prompts import Message
 from dora_jax.fingerprints import fingerprint
+
+KILLED = "under way when the program was killed"
 
 
 class Answer(NamedTuple):
@@ -38,6 +41,7 @@ class Spent(NamedTuple):
         uncounted_calls: of them, those whose tokens the server did not tell: bounds stand in.
         reused_…: answers taken from the cache, and what they once cost.
         lost_calls, lost_usd_at_most: whose answer never came; they may have been billed.
+        killed_calls: of the lost ones, those under way when the program was killed.
     """
 
     calls: int = 0
@@ -51,6 +55,7 @@ class Spent(NamedTuple):
     reused_usd: float = 0.0
     lost_calls: int = 0
     lost_usd_at_most: float = 0.0
+    killed_calls: int = 0
 
 
 def key_of(endpoint: Endpoint, messages: Sequence[Message], parameters: dict[str, Any]) -> str:
@@ -98,10 +103,17 @@ class Calls:
         self._log, self._cache = log, cache
         self._answers: dict[str, Answer] = {}
         self.spent = Spent()
+        under_way: dict[int, dict[str, Any]] = {}
         for row in log.rows:
             self._count(row)
             if "text" in row:
                 self._answers[row["key"]] = _answer(row)
+            if "begun" in row:
+                under_way[row["begun"]] = row
+            under_way.pop(row.get("call", -1), None)
+        self._begun = len(log.rows)  # no call of an earlier start has a number above it
+        for number, row in under_way.items():
+            self.lost(row["key"], KILLED, row["usd_at_most"], number)
 
     def find(self, key: str) -> Answer | None:
         """The answer to this very question, if it was ever given."""
@@ -113,15 +125,25 @@ class Calls:
             self._answers[key] = answer
         return answer
 
-    def paid(self, key: str, answer: Answer) -> None:
+    def begin(self, key: str, usd_at_most: float) -> int:
+        """Records that a call begins. Returns its number, for the record of how it ended."""
+        self._begun += 1
+        self._write({"key": key, "begun": self._begun, "usd_at_most": usd_at_most})
+        return self._begun
+
+    def paid(self, key: str, answer: Answer, call: int) -> None:
         """Records an answer of the server's."""
-        self._write({"key": key, **_as_row(answer)})
+        self._write({"key": key, **_as_row(answer), "call": call})
         self._answers[key] = answer
         self._cache.put(key, answer)
 
-    def lost(self, key: str, what: str, usd_at_most: float) -> None:
+    def lost(self, key: str, what: str, usd_at_most: float, call: int) -> None:
         """Records a call that may have been billed and whose answer never came."""
-        self._write({"key": key, "lost": what, "usd_at_most": usd_at_most})
+        self._write({"key": key, "lost": what, "usd_at_most": usd_at_most, "call": call})
+
+    def unbilled(self, key: str, call: int) -> None:
+        """Records a call that the server refused, or that never reached it."""
+        self._write({"key": key, "unbilled": True, "call": call})
 
     def _write(self, row: dict[str, Any]) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -130,10 +152,13 @@ class Calls:
 
     def _count(self, row: dict[str, Any]) -> None:
         spent = self.spent
+        if "begun" in row or "unbilled" in row:
+            return
         if "lost" in row:
             self.spent = spent._replace(
                 lost_calls=spent.lost_calls + 1,
                 lost_usd_at_most=spent.lost_usd_at_most + row["usd_at_most"],
+                killed_calls=spent.killed_calls + (row["lost"] == KILLED),
             )
         elif row.get("reused"):
             answer = _answer(row)

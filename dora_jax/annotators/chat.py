@@ -46,12 +46,20 @@ class TryAgain(Exception):
     Attributes:
         after_seconds: how long the server asks to wait.
         maybe_billed: the request arrived and its answer was lost on the way, or may have been.
+        reached: False where there was no connection at all.
     """
 
-    def __init__(self, what: str, after_seconds: float = 0.0, maybe_billed: bool = False) -> None:
+    def __init__(
+        self,
+        what: str,
+        after_seconds: float = 0.0,
+        maybe_billed: bool = False,
+        reached: bool = True,
+    ) -> None:
         super().__init__(what)
         self.after_seconds = after_seconds
         self.maybe_billed = maybe_billed
+        self.reached = reached
 
 
 class TextRefused(Exception):
@@ -175,7 +183,7 @@ class ChatClient:
                 raise cause from None
             unsent = isinstance(cause, self._httpx2.ConnectError)
             what = f"no connection ({type(cause).__name__}: {_on_one_line(str(cause))})"
-            raise TryAgain(what, maybe_billed=not unsent) from None
+            raise TryAgain(what, maybe_billed=not unsent, reached=not unsent) from None
         except self._httpx2.HTTPError as error:
             what = f"the answer broke off ({type(error).__name__})"
             raise TryAgain(what, maybe_billed=True) from None

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
-import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,34 +17,22 @@ from typing import Any, NamedTuple
 from dora_jax.annotators.answers import UnusableAnswer, read_answer
 from dora_jax.annotators.appended import AppendedRows
 from dora_jax.annotators.calls import Answer, Calls, key_of
-from dora_jax.annotators.chat import AnnotatorRefused, ChatClient, TextRefused, TryAgain
+from dora_jax.annotators.chat import (
+    AnnotatorRefused,
+    ChatClient,
+    Reply,
+    TextRefused,
+    TryAgain,
+)
+from dora_jax.annotators.pace import Pace, Patience
 from dora_jax.annotators.prompts import Message, Prompting, second_try, structured_output
-from dora_jax.annotators.token_prices import TokenPrices, call_at_most
+from dora_jax.annotators.token_prices import TokenPrices, call_at_most, call_expected
 
 TRIES = 2  # of an answer: one that is no label is asked for again
 # So many texts given up one after the other mean that the server is down; so many requests
 # refused before any was answered, that it takes none of this form.
 GIVEN_UP_IN_A_ROW = 10
 REFUSED_AT_FIRST = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Patience:
-    """How calls are paced, and asked again where the server or the network failed.
-
-    Attributes:
-        concurrency: calls at once.
-        calls_per_minute: at most; 0: as many as there are answers for.
-        attempts: of one call.
-        first_wait_seconds: before the second attempt, at random up to it; doubled each time.
-        longest_wait_seconds: of any; a server that asks for more is given up.
-    """
-
-    concurrency: int = 8
-    calls_per_minute: float = 0.0
-    attempts: int = 6
-    first_wait_seconds: float = 1.0
-    longest_wait_seconds: float = 120.0
 
 
 class Outputs(NamedTuple):
@@ -128,7 +114,8 @@ class Annotator:
         self._patience, self._stopped, self._report = patience, stopped, report
         self._budget_usd, self._reserved_usd, self._in_flight = budget_usd, 0.0, 0
         self._call_ended = asyncio.Condition()
-        self._not_before = 0.0
+        self._pace = Pace(patience, stopped)
+        self._failure_told = self._answered = False
         self._given_up_in_a_row = self._refused_at_first = 0
         self._why_stopped = ""
         self._refused: AnnotatorRefused | None = None
@@ -177,6 +164,8 @@ class Annotator:
             self._given_up_in_a_row += 1
             if self._stopped():
                 self._why_stopped = "it was asked to stop"
+            elif not (error.reached or self._answered):
+                self._why_stopped = f"the server cannot be reached: {error}"
             elif self._given_up_in_a_row >= GIVEN_UP_IN_A_ROW:
                 self._why_stopped = f"the server keeps failing: {error}"
         else:
@@ -277,61 +266,71 @@ class Annotator:
         from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
         patience, at_most = self._patience, call_at_most(messages, parameters)
+        expected_tokens = sum(call_expected(messages, parameters))
         bound_usd, longest = self._prices.usd(at_most), patience.longest_wait_seconds
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TryAgain),
             stop=self._gives_up,
             wait=wait_random_exponential(patience.first_wait_seconds, longest),
-            sleep=self._sleep,
+            sleep=self._pace.sleep,
+            before_sleep=self._tell_failure,
             reraise=True,
         )
         async for attempt in retrying:
             with attempt:
-                await self._turn()
+                await self._pace.turn(expected_tokens)
                 async with self._reserved(bound_usd):
-                    try:
-                        reply = await self._client.ask(messages, parameters)
-                    except TryAgain as error:
-                        self._mind_wish(error.after_seconds)
-                        if error.maybe_billed:
-                            self._calls.lost(key, str(error), bound_usd)
-                        raise
-                    except asyncio.CancelledError:
-                        self._calls.lost(key, "cancelled", bound_usd)
-                        raise
+                    reply, call = await self._called(key, messages, parameters, bound_usd)
                     usage = reply.usage or at_most
                     usd = self._prices.usd(usage)
                     counted = reply.usage is not None
                     answer = Answer(reply.text, reply.finish_reason, usage, counted, usd)
-                    self._calls.paid(key, answer)
+                    self._calls.paid(key, answer, call)
+                    self._pace.correct(sum(usage) - expected_tokens)
                 return answer
         raise AssertionError("the last attempt raises")
+
+    async def _called(
+        self, key: str, messages: Sequence[Message], parameters: dict[str, Any], bound_usd: float
+    ) -> tuple[Reply, int]:
+        """One call, in the log before it begins and however it ends. Returns its number too."""
+        call = self._calls.begin(key, bound_usd)
+        try:
+            reply = await self._client.ask(messages, parameters)
+        except TryAgain as error:
+            self._mind_wish(error.after_seconds)
+            if error.maybe_billed:
+                self._calls.lost(key, str(error), bound_usd, call)
+            else:
+                self._calls.unbilled(key, call)
+            raise
+        except (TextRefused, AnnotatorRefused):
+            self._calls.unbilled(key, call)
+            raise
+        except (
+            BaseException
+        ) as error:  # cancelled, or a fault of ours: nobody knows what was billed
+            self._calls.lost(key, type(error).__name__, bound_usd, call)
+            raise
+        self._answered = True
+        return reply, call
 
     def _mind_wish(self, seconds: float) -> None:
         """Has all calls wait as long as the server asks, or none begin where that is too long."""
         if seconds > self._patience.longest_wait_seconds:
             self._why_stopped = f"the server asks to wait {seconds:,.0f} s"
         else:
-            self._not_before = max(self._not_before, time.monotonic() + seconds)
+            self._pace.wish(seconds)
+
+    def _tell_failure(self, state: Any) -> None:
+        """Says what the first failure was: nobody should wait and not know for what."""
+        if not self._failure_told:
+            self._failure_told = True
+            self._report(f"a call failed and is tried again: {state.outcome.exception()}")
 
     def _gives_up(self, state: Any) -> bool:
         last = state.attempt_number >= self._patience.attempts
         return last or self._stopped() or bool(self._why_stopped)
-
-    async def _turn(self) -> None:
-        """Waits until the server may be called: its own wishes and the user's pace."""
-        while not self._stopped() and (wait := self._not_before - time.monotonic()) > 0:
-            await self._sleep(wait)
-        if self._stopped():
-            raise TryAgain("it was asked to stop")
-        if self._patience.calls_per_minute:
-            self._not_before = time.monotonic() + 60.0 / self._patience.calls_per_minute
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleeps, but not through a wish to stop."""
-        end = time.monotonic() + seconds
-        while not self._stopped() and (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.5))
 
     @contextlib.asynccontextmanager
     async def _reserved(self, usd: float) -> AsyncIterator[None]:

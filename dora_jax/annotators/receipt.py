@@ -76,7 +76,7 @@ def make_receipt(
     missing: int,
     spent: Spent,
     estimated: Estimate,
-    human_labels_shown: int,
+    shown: Sequence[str],
     audit: Mapping[str, Any] | None,
     why_stopped: str,
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def make_receipt(
         missing: texts that have not ended.
         spent: of all calls, the audit's included.
         estimated: before the first call of this start.
-        human_labels_shown: human labels that prompts showed; they were bought too.
+        shown: ids of the human labels that prompts showed; they were bought too.
         audit: what `audited` says, or None.
         why_stopped: "" where all texts were gone through.
     """
@@ -105,7 +105,8 @@ def make_receipt(
         "completion_tokens": of_labels.usage.completion_tokens,
         "usd": of_labels.usd,
         "usd_per_label": of_labels.usd / len(labelled) if labelled else None,
-        "human_labels_shown": human_labels_shown,
+        "human_labels_shown": len(shown),
+        "shown_ids": sorted(shown),
         "prices": {
             "input": dataclasses.asdict(prices.input),
             "output": dataclasses.asdict(prices.output),

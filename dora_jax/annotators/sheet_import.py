@@ -14,6 +14,7 @@ from dora_jax.annotators.sheets import (
     COLUMNS,
     DELIMITERS,
     FORMULA_MARKS,
+    ID_MARK,
     NO_ENTITIES,
     unguarded,
 )
@@ -111,11 +112,15 @@ def _read(path: Path, task: LabelledTask) -> Iterator[Given | str]:
     if kind in DELIMITERS:
         yield from _from_table(text, path, task)
     elif kind == ".json":
-        yield from _from_records(_json(text, path), path, task, _from_label_studio)
+        records = _json(text, path)
+        if not isinstance(records, list):
+            raise ValueError(f"{path}: expected a list of tasks, found {type(records).__name__}.")
+        for number, record in enumerate(records, 1):
+            yield from _from_record(record, f"{path}:{number}", task, _from_label_studio)
     elif kind == ".jsonl":
-        lines = [line for line in text.split("\n") if line.strip()]
-        records = (_json(line, f"{path}:{n}") for n, line in enumerate(lines, 1))
-        yield from _from_records(list(records), path, task, _from_prodigy)
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield from _from_line(line, f"{path}:{number}", task)
     else:
         raise ValueError(
             f"--import_file={path}; expected .csv or .tsv (a spreadsheet), .json (Label Studio) "
@@ -165,7 +170,8 @@ def _from_cells(
         target = parse_class(label, task.labels) or label
     elif label:
         target = " ".join(label.split())
-    return Given(location, cells["id"], unguarded(cells["source"]), annotator, target)
+    row_id = cells["id"].removeprefix(ID_MARK)
+    return Given(location, row_id, unguarded(cells["source"]), annotator, target)
 
 
 # --- Label Studio and Prodigy
@@ -173,19 +179,25 @@ def _from_cells(
 _Reader = Callable[[dict[str, Any], str, LabelledTask], Iterator[Given]]
 
 
-def _from_records(
-    records: Any, path: Path, task: LabelledTask, read: _Reader
+def _from_record(
+    record: Any, location: str, task: LabelledTask, read: _Reader
 ) -> Iterator[Given | str]:
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a list of tasks, found {type(records).__name__}.")
-    for number, record in enumerate(records, 1):
-        location = f"{path}:{number}"
-        try:
-            yield from read(record, location, task)
-        except _Bad as error:
-            yield f"{location}: {error}"
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            yield f"{location}: not of the form that was expected ({type(error).__name__}: {error})"
+    try:
+        yield from read(record, location, task)
+    except _Bad as error:
+        yield f"{location}: {error}"
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        yield f"{location}: not of the form that was expected ({type(error).__name__}: {error})"
+
+
+def _from_line(line: str, location: str, task: LabelledTask) -> Iterator[Given | str]:
+    """One broken line hides no mistake in the others."""
+    try:
+        record = _json(line, location)
+    except ValueError as error:
+        yield str(error)
+    else:
+        yield from _from_record(record, location, task, _from_prodigy)
 
 
 def _from_label_studio(
@@ -228,6 +240,8 @@ def _spans(source: str, spans: Sequence[tuple[int, int, str, str | None]]) -> st
     end_before = 0
     pairs = []
     for start, end, kind, text in sorted(spans, key=lambda span: span[:2]):
+        if text is not None:
+            start, end = _in_characters(source, start, end, text)
         if not 0 <= start < end <= len(source):
             raise _Bad(f"the span {start}–{end} is not in the text of {len(source)} characters")
         if text is not None and text != source[start:end]:
@@ -239,3 +253,18 @@ def _spans(source: str, spans: Sequence[tuple[int, int, str, str | None]]) -> st
         end_before = end
         pairs.append((" ".join(source[start:end].split()), kind))
     return write_spans(pairs)
+
+
+def _in_characters(source: str, start: int, end: int, text: str) -> tuple[int, int]:
+    """Offsets of a browser in characters, where they only so give the span's own text.
+
+    Browsers count a character beyond the first 65,536, such as an emoji or 𝛼, as two.
+    """
+    if source[start:end] == text:
+        return start, end
+    units = source.encode("utf-16-le")
+    before, inside = (
+        part.decode("utf-16-le", "replace")
+        for part in (units[: 2 * start], units[2 * start : 2 * end])
+    )
+    return (len(before), len(before) + len(inside)) if inside == text else (start, end)

@@ -23,6 +23,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NO_ENTITIES = "NONE"  # an empty cell is one that nobody has filled in
 # A spreadsheet takes a cell that begins so for a formula, which may start programs.
 FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")
+# Before an id in a spreadsheet, which would take "12345678e9012345" for a number and round it.
+ID_MARK = "id:"
 _HINTS = {
     "classification": "Write one of the labels into the column label.",
     "spans": (
@@ -98,7 +100,7 @@ def _table(items: Sequence[Item], delimiter: str) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=delimiter)
     writer.writerow(COLUMNS)
-    writer.writerows((item.id, guarded(item.source), "", "") for item in items)
+    writer.writerows((f"{ID_MARK}{item.id}", guarded(item.source), "", "") for item in items)
     return text.getvalue()
 
 

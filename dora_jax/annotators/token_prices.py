@@ -53,6 +53,12 @@ def call_at_most(messages: Sequence[Message], parameters: dict[str, Any]) -> Usa
     return Usage(most_tokens(messages, parameters), max_answer_tokens(parameters))
 
 
+def call_expected(messages: Sequence[Message], parameters: dict[str, Any]) -> Usage:
+    """What one call usually takes."""
+    tokens_in = round(most_tokens(messages, parameters) / _BYTES_A_TOKEN)
+    return Usage(tokens_in, min(max_answer_tokens(parameters), _EXPECTED_ANSWER_TOKENS))
+
+
 def max_answer_tokens(parameters: dict[str, Any]) -> int:
     """The limit that the request sets, under either of its names.
 
@@ -83,14 +89,13 @@ def estimate(
         prices: of the model.
         second_try_tokens: that asking again can add to a prompt.
     """
-    texts, likely_in, most_in = 0, 0.0, 0
+    texts, most_in, expected = 0, 0, Usage(0, 0)
     for messages in conversations:
-        most = most_tokens(messages, parameters)
+        likely = call_expected(messages, parameters)
         texts += 1
-        likely_in += most / _BYTES_A_TOKEN
-        most_in += 2 * most + second_try_tokens
+        expected = Usage(*map(sum, zip(expected, likely, strict=True)))
+        most_in += 2 * most_tokens(messages, parameters) + second_try_tokens
     limit = max_answer_tokens(parameters)
-    expected = Usage(round(likely_in), texts * min(limit, _EXPECTED_ANSWER_TOKENS))
     at_most = Usage(most_in, 2 * texts * limit)
     return Estimate(texts, expected, at_most, prices.usd(expected), prices.usd(at_most))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dora_jax.annotators.appended import read_appended
+from dora_jax.annotators.llm import row_ids
 from dora_jax.annotators.receipt import LabelFiles
 from dora_jax.cost.charging import LLM_LABELS as STAGE
 from dora_jax.cost.charging import LLM_SHOTS
@@ -53,6 +54,8 @@ def llm_labels(context: RunContext, store: TokenStore) -> LabelSet:
             facts = {name: receipt.get(name) for name in ("model", "usd_per_label", "audit")}
             manifest.finish(directory, {"rows": len(rows), **facts})
     context.report(_told(receipt, len(rows)))
+    if "llm_human" in context.config.strategies or "llm_distill" in context.config.strategies:
+        _tell_unpaid(context, store, receipt)
     return LabelSet(_tokens(context, store, rows), chosen)
 
 
@@ -133,6 +136,17 @@ def _purchases(
     if shown := receipt["human_labels_shown"]:
         row = labels_row(context.facts, context.task.name, shown, context.label_price(), "llm")
         yield dataclasses.replace(row, stage=LLM_SHOTS, row_id=f"{LLM_SHOTS}-{chosen}")
+
+
+def _tell_unpaid(context: RunContext, store: TokenStore, receipt: dict[str, Any]) -> None:
+    """Strategies with human labels pay for their own alone; prompts should show no others."""
+    shown, own = receipt.get("shown_ids", ()), {*row_ids(store.sources("train"))}
+    if others := len({*shown} - own):
+        context.report(
+            f"llm labels: prompts showed {others:,} human labels that this run has not bought, and "
+            "that llm_human and llm_distill do not pay for; buy labels with its NUM_LABELS: "
+            f"launch/annotate.py --gin.NUM_LABELS={len(own)}"
+        )
 
 
 def _told(receipt: dict[str, Any], labels: int) -> str:
