@@ -281,3 +281,54 @@ def test_tokens_of_a_language_model_have_two_prices(tmp_path):
     assert book.token_price("gpt", OUTPUT_TOKENS).usd == 1.5
     with pytest.raises(ValueError, match=r"no price per million input tokens for model 'gtp'.*gpt"):
         book.token_price("gtp", INPUT_TOKENS)
+
+
+def test_every_language_model_of_the_book_has_both_prices_and_a_dated_source(book):
+    tokens = [price for price in book.entries if price.unit in (INPUT_TOKENS, OUTPUT_TOKENS)]
+    models = {price.item for price in tokens}
+    assert "gpt-3.5-turbo" in models
+    for model in models:
+        sides = [book.token_price(model, unit) for unit in (INPUT_TOKENS, OUTPUT_TOKENS)]
+        assert sides[0].usd < sides[1].usd
+        assert sides[0].date == sides[1].date
+    assert all(price.source and price.date != "undated" for price in tokens)
+
+
+def test_the_papers_time_and_today_have_prices_of_their_own(book):
+    """gpt-3.5-turbo cost 0.002 USD a thousand tokens when the paper was written."""
+    then = [p for p in book.entries if p.item == "gpt-3.5-turbo" and p.date == "2023-03-01"]
+    assert {price.usd for price in then} == {2.0}
+    assert book.token_price("gpt-3.5-turbo", INPUT_TOKENS).usd == 0.5
+    assert book.token_price("gpt-3.5-turbo", OUTPUT_TOKENS).usd == 1.5
+
+
+def test_old_prices_of_tokens_are_stale(book):
+    price = book.token_price("gpt-4.1", INPUT_TOKENS)
+    assert price.date == "2025-07-04"
+    assert not price.is_stale(datetime.date(2026, 7, 4))
+    assert price.is_stale(datetime.date(2026, 7, 5))
+
+
+@pytest.mark.parametrize(
+    ("usd", "told"),
+    [(5e-7, "one token or of a thousand"), (0.0005, "multiply it"), (15_000, "mix-up of units")],
+)
+def test_a_price_of_a_token_is_not_taken_for_that_of_a_million(tmp_path, usd, told):
+    change = {"item": "gpt", "unit": INPUT_TOKENS, "usd": usd}
+    with pytest.raises(ValueError, match=told):
+        PriceBook.load(write_book(tmp_path / "book.json", change))
+    with pytest.raises(ValueError, match=told):
+        user_price(usd, INPUT_TOKENS)
+    assert user_price(0.0, INPUT_TOKENS).usd == 0.0  # a model of one's own
+    assert user_price(usd, "label").usd == usd
+
+
+def test_swapped_prices_of_tokens_are_refused(tmp_path):
+    sides = [
+        {"item": "gpt", "unit": unit, "usd": usd}
+        for unit, usd in ((INPUT_TOKENS, 4.0), (OUTPUT_TOKENS, 1.0))
+    ]
+    with pytest.raises(ValueError, match="look whether the two are swapped"):
+        PriceBook.load(write_book(tmp_path / "book.json", *sides))
+    other = [sides[0], {**sides[1], "source": "another list"}]
+    assert PriceBook.load(write_book(tmp_path / "book.json", *other)).entries

@@ -30,6 +30,8 @@ SENTINELS_USD = (700.0,)
 
 # A market price older than this is no longer to be relied on.
 STALE_DAYS = 365
+# USD a million tokens. Below stand prices of a thousand tokens or of one, above typing errors.
+TOKENS_USD = (0.005, 1000.0)
 # Spot prices below this share of on-demand have been prices of a part of the unit.
 LEAST_SPOT_SHARE = 0.1
 # How many JAX devices one chip has. Slice names of v2 to v4 and v5p count TensorCores, those of
@@ -104,10 +106,12 @@ def user_price(usd: float, unit: str = "device") -> Price:
 
     Args:
       usd: USD per device-hour, or per label; 0 or more.
-      unit: "device" or "label".
+      unit: "device", "label", or one of `TOKEN_UNITS`.
     """
     if not (math.isfinite(usd) and usd >= 0):
         raise ValueError(f"price = {usd} USD per {unit}; expected a number of 0 or more.")
+    if unit in TOKEN_UNITS and usd:
+        _check_tokens("the price given", usd, unit)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Price(item="user", unit=unit, usd=float(usd), source=SET_BY_USER, date=today)
 
@@ -296,8 +300,25 @@ def _read_entry(where: str, row: Any) -> Price:
     return price
 
 
+def _check_tokens(where: str, usd: float, unit: str) -> None:
+    """Refuses what is hardly a price of a million tokens."""
+    least, most = TOKENS_USD
+    if usd < least:
+        raise ValueError(
+            f"{where}: {usd:g} USD per {unit} looks like a price of one token or of a thousand; "
+            "multiply it by 1,000,000 or by 1,000."
+        )
+    if usd > most:
+        raise ValueError(
+            f"{where}: {usd:g} USD per {unit}; no known model costs over {most:,.0f}. Look for a "
+            "mix-up of units."
+        )
+
+
 def _check_unit(where: str, price: Price) -> None:
     """Refuses a unit that the item is not sold in: a price of a core taken for that of a chip."""
+    if price.unit in TOKEN_UNITS:
+        _check_tokens(where, price.usd, price.unit)
     is_tpu = price.item in TPU_DEVICES_PER_CHIP
     if price.unit == "gpu" and price.devices_per_unit != 1:
         raise ValueError(
@@ -326,7 +347,8 @@ def _check_unit(where: str, price: Price) -> None:
 
 
 def _check_together(path: str, prices: tuple[Price, ...]) -> None:
-    """Refuses two units for one item, and spot dearer than on-demand in one source."""
+    """Refuses two units for one item, spot dearer than on-demand in one source, swapped tokens."""
+    _check_sides(path, prices)
     units: dict[str, tuple[str, int]] = {}
     on_demand: dict[tuple[str, str], float] = {}
     for price in prices:
@@ -348,4 +370,16 @@ def _check_together(path: str, prices: tuple[Price, ...]) -> None:
                 f"{path}: {price.item} costs {price.usd} USD on spot and {ceiling} on demand, "
                 f"both from {price.source}; look for a mix-up of units (per chip and per board) "
                 "or of regions."
+            )
+
+
+def _check_sides(path: str, prices: tuple[Price, ...]) -> None:
+    """What a model writes never costs less than what it reads, in one source of one date."""
+    sides = {(p.item, p.source, p.date, p.unit): p.usd for p in prices if p.unit in TOKEN_UNITS}
+    for (item, source, date, unit), usd in sides.items():
+        written = sides.get((item, source, date, OUTPUT_TOKENS), math.inf)
+        if unit == INPUT_TOKENS and written < usd:
+            raise ValueError(
+                f"{path}: {item} costs {usd:g} USD per {INPUT_TOKENS} and {written:g} per "
+                f"{OUTPUT_TOKENS}, both from {source}; look whether the two are swapped."
             )
