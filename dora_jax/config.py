@@ -18,6 +18,7 @@ from dora_jax.training_config import SoftLossConfig as SoftLossConfig
 from dora_jax.training_config import TrainConfig as TrainConfig
 
 REMAT_POLICIES = ("none", "minimal", "full")
+ATTENTIONS = ("auto", "xla", "cudnn")
 LLM_STRATEGIES = ("llm", "llm_human", "llm_distill")
 STRATEGIES = ("pretrain", "annotate", "distill", *LLM_STRATEGIES)
 # How a checkpoint is named, by its kind; native is also a stage of a run, native:RUN/distill.
@@ -31,9 +32,11 @@ class T5Config:
     """One T5 network, in T5X's field names.
 
     `mlp_activations=("gelu", "linear")` is the gated MLP of v1.1, Flan and mT5; `("relu",)`
-    that of v1.0. `dtype` is the type of activations; parameters, softmax and loss stay in
-    float32. `scan_unroll` layers are compiled as straight code per turn of the layer loop:
-    1 compiles fastest, the number of layers runs fastest on a CPU; results do not change.
+    that of v1.0. `dtype` is the type of activations, `param_dtype` that of parameters and their
+    gradients; softmax and loss stay in float32. `attention` is the form it is computed in: "xla",
+    "cudnn", or the one that suits the device. `scan_unroll` layers are compiled as straight code
+    per turn of the layer loop: 1 compiles fastest, the number of layers runs fastest on a CPU;
+    results do not change.
     Source: t5x/examples/scalable_t5/network.py; arXiv 1910.10683, 2002.05202.
     """
 
@@ -48,6 +51,8 @@ class T5Config:
     dropout_rate: float = 0.0
     logits_via_embedding: bool = False
     dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: str = "auto"
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     remat_policy: str = "none"
@@ -73,6 +78,8 @@ class T5Config:
         for activation in self.mlp_activations:
             one_of("T5Config", "mlp_activations", activation, ("relu", "gelu", "silu", "linear"))
         one_of("T5Config", "dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("T5Config", "param_dtype", self.param_dtype, ("float32", "bfloat16"))
+        one_of("T5Config", "attention", self.attention, ATTENTIONS)
         one_of("T5Config", "remat_policy", self.remat_policy, REMAT_POLICIES)
 
 
@@ -265,14 +272,19 @@ class ModelSource:
     """A network and where its weights come from.
 
     `weights`: a checkpoint as `CHECKPOINTS` writes them (docs/checkpoints.md), or "" to pretrain
-    inside the run on the task's text.
+    inside the run on the task's text. `param_dtype` is put into the network: teacher and student
+    may be one network, of which only the teacher is short of memory; "" leaves it as it is.
     """
 
     network: T5Config = T5Config()
     weights: str = ""
     pretrain: PretrainConfig = PretrainConfig()
+    param_dtype: str = ""
 
     def __post_init__(self) -> None:
+        if self.param_dtype:
+            network = dataclasses.replace(self.network, param_dtype=self.param_dtype)
+            object.__setattr__(self, "network", network)
         require(
             not self.weights or self.weights.partition(":")[0] in CHECKPOINTS,
             f"ModelSource.weights = {self.weights!r}; expected one of "

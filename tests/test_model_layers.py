@@ -76,11 +76,11 @@ def test_encoder_blocks(model: Any, length: int) -> None:
     position_bias = their_bias(theirs.encoder, length)
     ours_bias = our_bias(config, params, "encoder", length)
     check(ours_bias, position_bias)
-    biases = (ours_bias, layers.attention_bias(same_segment(mask_BS, mask_BS)))
+    sight = layers.Sight(same_segment(mask_BS, mask_BS), ours_bias)
     for i, block in enumerate(theirs.encoder.block):
         expected = block(torch.from_numpy(x_BSE), their_mask, position_bias)[0]
         ours = layer_params(params, "encoder", i)
-        actual, _ = apply(layers.EncoderLayer(config), ours, x_BSE, biases)
+        actual, _ = apply(layers.EncoderLayer(config), ours, x_BSE, sight)
         real = mask_BS > 0  # what padding becomes is nobody's business
         check(np.asarray(actual)[real], expected[torch.from_numpy(real)])
 
@@ -99,8 +99,8 @@ def test_decoder_blocks(model: Any, source_length: int, length: int) -> None:
     check(ours_bias, position_bias)
     segments_BT = np.ones((BATCH, length), np.int32)
     visible = same_segment(segments_BT, segments_BT) & causal_TT[None]
-    own = (ours_bias, layers.attention_bias(visible))
-    cross = (layers.attention_bias(same_segment(segments_BT, mask_BS)),)
+    own = layers.Sight(visible, ours_bias)
+    cross = layers.Sight(same_segment(segments_BT, mask_BS))
     for i, block in enumerate(theirs.decoder.block):
         expected = block(
             torch.from_numpy(x_BTE),

@@ -63,7 +63,7 @@ def train(optimizer: Optimizer, params: Any, gradients: list[dict]) -> Any:
     apply = jax.jit(optimizer.apply)
     for gradient in gradients:
         half = jax.tree.map(lambda g: g / 2, gradient)
-        params, state = apply(half, state, params, jnp.float32(2.0))
+        params, state = apply(half, state, params, jnp.float32(2.0), jax.random.key(0))
     return params
 
 

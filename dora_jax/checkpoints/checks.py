@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from dora_jax.config import T5Config
 
-_FREE = ("dropout_rate", "dtype", "remat_policy", "scan_unroll")  # no property of the weights
+# No property of the weights.
+_FREE = ("dropout_rate", "dtype", "param_dtype", "attention", "remat_policy", "scan_unroll")
 _SHOWN = 5  # names an error lists before it only counts
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -16,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def same_network(where: str, found: T5Config, expected: T5Config) -> None:
     """Refuses a checkpoint of another network than the run's.
 
-    Dropout, dtype and how the layers are compiled are the run's own business.
+    Dropout, dtypes and how the layers are compiled are the run's own business.
 
     Raises:
       ValueError: names every setting that differs, with both values.

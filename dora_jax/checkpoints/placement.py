@@ -64,7 +64,7 @@ def fill(
       read: path → the layers of a stack in order, or the one array of any other parameter.
 
     Returns:
-      The parameter tree, float32, sharded by the rule table.
+      The parameter tree in the network's `param_dtype`, sharded by the rule table.
     """
     readers = _readers(config, 1 if mesh is None else hosts.count())
     mesh = make_mesh(devices=jax.local_devices()[:1]) if mesh is None else mesh
@@ -78,9 +78,10 @@ def fill(
 
         def one(keys: Any, leaf: Any, sharding: NamedSharding) -> jax.Array:
             path = dotted(keys)
-            arrays = _sent_to_all(read, path, leaf.shape, readers)
+            sent = _sent_to_all(read, path, leaf.shape, readers)
+            arrays = (array.astype(leaf.dtype, copy=False) for array in sent)
             if is_stack(path):
-                return _stack(arrays, leaf.shape, sharding, bar)
+                return _stack(arrays, leaf, sharding, bar)
             (array,) = arrays
             bar.update(array.size)
             return partitioning.place(array, sharding)
@@ -130,11 +131,11 @@ def _sent(own: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _stack(
-    layers: Iterable[np.ndarray], shape: tuple[int, ...], sharding: NamedSharding, bar: tqdm
+    layers: Iterable[np.ndarray], leaf: Any, sharding: NamedSharding, bar: tqdm
 ) -> jax.Array:
     """Fills [L, ...] layer by layer on the devices; the host never holds the whole stack."""
     of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    stacked = jnp.zeros(shape, jnp.float32, device=sharding)
+    stacked = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
     for i, layer in enumerate(layers):
         stacked = _set_layer(stacked, partitioning.place(layer, of_layer), i)
         # Dispatch runs ahead of the devices: without waiting, all layers would be in memory.

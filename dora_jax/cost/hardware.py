@@ -37,6 +37,7 @@ class Hardware:
     host_link: str
     host_bytes_per_second: float | None  # both directions; None where nobody publishes it
     devices_per_host: int
+    network_bytes_per_second: float | None  # of a host, each way; None: links join all hosts
     source: str
     date: str
 

@@ -1,10 +1,10 @@
 """What each stage of a run holds in memory at once, counted by hand.
 
 Trees of the size of the parameters are what counts at T5-XXL: float32 parameters and gradients
-are 44.5 GB each. An update holds these two and what the optimizer keeps, and no third one:
-`train/optim.py` writes each layer's update into the parameters in place. The count is on the
-safe side: packing and XLA's fusions use less. tests/test_memory.py holds it against compiled
-programs.
+are 44.5 GB each, bfloat16 ones half of it. An update holds these two and what the optimizer
+keeps, and no third one: `train/optim.py` writes each layer's update into the parameters in place.
+The count is on the safe side: packing and XLA's fusions use less. tests/test_memory.py holds it
+against compiled programs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dora_jax.cost.flops import parameter_count
 
 GB = 1e9
 
-PARAMETER_BYTES = 4  # float32, as gradients
 # Bytes of optimizer state a parameter. Adafactor keeps a row and a column of each matrix,
 # which is next to nothing; AdamW two float32 moments.
 SLOT_BYTES = {"adafactor": 0, "adamw": 8}
@@ -37,6 +36,7 @@ class Layout(NamedTuple):
     devices: int
     fsdp: int
     tensor: int
+    per_host: int = 0  # devices that fast links join; 0: all of them
 
     @classmethod
     def of(cls, mesh: MeshConfig, devices: int) -> Layout:
@@ -52,6 +52,10 @@ class Layout(NamedTuple):
                 f"{fsdp * mesh.tensor} devices; there are {devices}."
             )
         return cls(devices, fsdp, mesh.tensor)
+
+    def crosses(self, together: int) -> bool:
+        """Whether so many devices, next to each other, are on more than one host."""
+        return 0 < self.per_host < together
 
     @property
     def row_shards(self) -> int:
@@ -160,9 +164,10 @@ def training_memory(
     Args:
       source, target: length of the rows, tokens.
     """
-    state = 2 * PARAMETER_BYTES + SLOT_BYTES[train.optimizer.name]
-    whole = _largest_layer(network) * LAYERS_GATHERED * 2 * PARAMETER_BYTES
-    whole += 2 * network.vocab_size * network.emb_dim * PARAMETER_BYTES  # the head, its gradient
+    size = parameter_bytes(network)
+    state = 2 * size + SLOT_BYTES[train.optimizer.name]
+    whole = _largest_layer(network) * LAYERS_GATHERED * 2 * size
+    whole += 2 * network.vocab_size * network.emb_dim * size  # the head, its gradient
     row = _training_row_bytes(network, train, source, target)
     return StageMemory(stage, parameter_count(network), state, train.batch_size, row, whole)
 
@@ -176,9 +181,15 @@ def labelling_memory(config: RunConfig) -> StageMemory:
     logits = data.target_length * teacher.vocab_size * 4
     parameters = parameter_count(teacher)
     again = decoder_parameters(teacher) / parameters * value_bytes(teacher)
-    whole = _largest_layer(teacher) * LAYERS_GATHERED * (PARAMETER_BYTES + value_bytes(teacher))
-    state = PARAMETER_BYTES + again
+    size = parameter_bytes(teacher)
+    whole = _largest_layer(teacher) * LAYERS_GATHERED * (size + value_bytes(teacher))
+    state = size + again
     return StageMemory("label", parameters, state, rows, float(cache + logits), float(whole))
+
+
+def parameter_bytes(network: T5Config) -> int:
+    """Bytes of one parameter, and of its gradient."""
+    return 2 if network.param_dtype == "bfloat16" else 4
 
 
 def value_bytes(network: T5Config) -> int:

@@ -14,7 +14,14 @@ from dora_jax.config import RunConfig
 from dora_jax.cost import calibrations, hardware
 from dora_jax.cost.flops import parameter_count, training_flops
 from dora_jax.cost.interruptions import expected_hours
-from dora_jax.cost.memory import SLOT_BYTES, Layout, StageMemory, llm_students, stages_memory
+from dora_jax.cost.memory import (
+    SLOT_BYTES,
+    Layout,
+    StageMemory,
+    llm_students,
+    parameter_bytes,
+    stages_memory,
+)
 from dora_jax.cost.prices import Price, PriceBook, device_item, user_price
 from dora_jax.cost.roofline import (
     Rates,
@@ -26,7 +33,7 @@ from dora_jax.cost.roofline import (
 )
 from dora_jax.cost.workload import DataFacts, StageWork, assumed_facts, stages_work
 
-NOT_COUNTED = ("machine boot", "image", "download of weights", "disk", "host network")
+NOT_COUNTED = ("machine boot", "image", "download of weights", "disk")
 LAUNCH, PREPARE = "launch", "prepare"  # stages of the ledger that are no training
 
 
@@ -101,6 +108,8 @@ def quote_run(
     price = _price(config, item, spot, book)
     found = hardware.find(item)
     planned = found.planned_bytes if found else hardware.USABLE_SHARE * memory_bytes
+    if found and found.network_bytes_per_second:
+        layout = layout._replace(per_host=found.devices_per_host)
     seconds = calibrations.load().seconds[found.platform if found else "cpu"]
     needs = {memory.stage: memory for memory in stages_memory(config)}
     quoter = _Quoter(layout, rates(item), seconds, price.usd * devices, planned)
@@ -194,7 +203,9 @@ class _Quoter(NamedTuple):
     def _overhead(self, work: StageWork) -> float:
         """Seconds of compiling, loading and saving, of either end of the range."""
         parameters = parameter_count(work.network)
-        saved = 4 + (SLOT_BYTES[work.train.optimizer.name] if work.train else 0)
+        saved = parameter_bytes(work.network) + (
+            SLOT_BYTES[work.train.optimizer.name] if work.train else 0
+        )
         moved = work.checkpoints * saved * parameters + work.loads_weights * 4 * parameters
         disk = moved / self.seconds["bytes_per_second_of_disk"]
         return self.seconds["stage"] + work.programs * self.seconds["program"] + disk

@@ -1,6 +1,6 @@
-"""How long work takes on a device that does nothing else: arithmetic, memory, links.
+"""How long work takes on a device that does nothing else: arithmetic, memory, links, network.
 
-Each of the three has its own time, the least that the device needs for it; they overlap, so the
+Each of them has its own time, the least that the device needs for it; they overlap, so the
 longest one bounds the step (S. Williams et al., "Roofline", CACM 52, 2009). What is reached in
 practice is a share of it (`calibrations.json`, "efficiency"). A CPU's figures are measured on
 whole updates, so that its share is 1.
@@ -8,17 +8,18 @@ whole updates, so that its share is 1.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from dora_jax.config import T5Config
 from dora_jax.cost import calibrations, hardware
 from dora_jax.cost.flops import TokenCounts, forward_flops, parameter_count
 from dora_jax.cost.memory import (
-    PARAMETER_BYTES,
     SLOT_BYTES,
     Layout,
     decoder_parameters,
     joined,
+    parameter_bytes,
     stored_layer_bytes,
     value_bytes,
 )
@@ -26,11 +27,12 @@ from dora_jax.cost.workload import Decoding, StageWork
 
 
 class Traffic(NamedTuple):
-    """What one device does in a step."""
+    """What one device does in a step, and what its host sends to other hosts."""
 
     flops: float
     memory_bytes: float
     link_bytes: float  # sent
+    network_bytes: float = 0.0  # sent by all devices of a host together
 
     def __add__(self, other: object) -> Traffic:
         if not isinstance(other, Traffic):
@@ -50,13 +52,15 @@ class Rates(NamedTuple):
     efficiency: float
     efficiency_source: str
     layer_seconds: float  # of one pass through a layer, however little there is to do
+    network_bytes_per_second: float = math.inf  # of a host, one direction
 
     def seconds(self, traffic: Traffic) -> dict[str, float]:
-        """By what the time goes into: "arithmetic", "memory", "links"."""
+        """By what the time goes into: "arithmetic", "memory", "links", "network"."""
         return {
             "arithmetic": traffic.flops / self.flops_per_second,
             "memory": traffic.memory_bytes / self.memory_bytes_per_second,
             "links": traffic.link_bytes / self.link_bytes_per_second,
+            "network": traffic.network_bytes / self.network_bytes_per_second,
         }
 
     def range(self, traffic: Traffic, layers: int) -> tuple[float, float, str]:
@@ -103,6 +107,7 @@ def rates(item: str) -> Rates:
         efficiency["value"],
         f"{efficiency['source']} ({efficiency['date']})",
         calibrated.seconds[found.platform]["layer"],
+        found.network_bytes_per_second or math.inf,
     )
 
 
@@ -125,29 +130,37 @@ def update_traffic(work: StageWork, layout: Layout) -> Traffic:
     weights = (3 if again else 2) * parameters * size / layout.tensor
     activations = rows * ((3 if again else 2) * layers + 4 * logits) / layout.tensor
     slots = SLOT_BYTES[work.train.optimizer.name]
-    state = parameters / sharing * (4 * PARAMETER_BYTES + 2 * slots)
+    state = parameters / sharing * (4 * parameter_bytes(network) + 2 * slots)
     return Traffic(
         passes(network) * forward_flops(network, work.padded) / layout.devices,
         weights + activations + state,
-        _update_links(network, work, layout, sharing),
+        *_update_links(network, work, layout, sharing),
     )
 
 
-def _update_links(network: T5Config, work: StageWork, layout: Layout, sharing: int) -> float:
-    """Bytes that a device sends in an update.
+def _update_links(
+    network: T5Config, work: StageWork, layout: Layout, sharing: int
+) -> tuple[float, float]:
+    """Bytes that a device sends in an update, and those that its host sends to others.
 
-    Three float32 trees where devices share them: weights gathered for each pass, gradients
+    Three trees of parameters where devices share them: weights gathered for each pass, gradients
     summed to their shares. What is compiled for TPU gathers in bfloat16 and sums to all, which
-    comes to the same (docs/quote.md).
+    comes to the same for float32 parameters (docs/quote.md). Where devices that share parameters
+    are on several hosts, each host gets what it lacks once, through all its network cards, and
+    its devices pass it on.
     """
-    held = PARAMETER_BYTES * parameter_count(network) / layout.tensor
+    held = parameter_bytes(network) * parameter_count(network) / layout.tensor
     fsdp, copies = sharing // layout.tensor or 1, layout.devices // sharing
     gathered = 3 * held * (fsdp - 1) / fsdp
     reduced = 2 * held / fsdp * (copies - 1) / copies
     tokens = work.rows * (2 * work.source_length + 3 * work.target_length) / layout.row_shards
     # One sum over the tensor axis for each block, forwards and backwards.
     sums = 2 * tokens * network.emb_dim * value_bytes(network) * network.num_decoder_layers
-    return gathered + reduced + 2 * sums * (layout.tensor - 1) / layout.tensor
+    within = 2 * sums * (layout.tensor - 1) / layout.tensor
+    outside = gathered if layout.crosses(sharing) else 0.0
+    if layout.crosses(layout.devices):
+        outside += reduced * min(layout.per_host, sharing)
+    return gathered + reduced + within, outside
 
 
 def position_traffic(network: T5Config, decoding: Decoding, layout: Layout) -> Traffic:
@@ -165,10 +178,12 @@ def position_traffic(network: T5Config, decoding: Decoding, layout: Layout) -> T
     results = 4 * joined(network) + 3 * network.emb_dim
     results += len(network.mlp_activations) * network.mlp_dim
     summed = rows * size * (network.num_decoder_layers * results + network.vocab_size)
+    sent = 2 * summed * (sharing - 1) / sharing
     return Traffic(
         2 * parameters * rows / sharing,
         parameters * size / sharing + cache,
-        2 * summed * (sharing - 1) / sharing,
+        sent,
+        sent if layout.crosses(sharing) else 0.0,
     )
 
 
@@ -179,4 +194,5 @@ def encoding_traffic(network: T5Config, decoding: Decoding, layout: Layout) -> T
     sharing = layout.sharing(network)
     weights = value_bytes(network) * (parameter_count(network) - decoder_parameters(network))
     flops = forward_flops(network, counts) / layout.devices
-    return Traffic(flops, weights, weights * (sharing - 1) / sharing)
+    sent = weights * (sharing - 1) / sharing
+    return Traffic(flops, weights, sent, sent if layout.crosses(sharing) else 0.0)

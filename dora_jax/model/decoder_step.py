@@ -23,12 +23,8 @@ from flax.linen.spmd import with_logical_constraint
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
-from dora_jax.model.layers import (
-    ACTIVATIONS,
-    MASKED,
-    relative_position_buckets,
-    rms_norm,
-)
+from dora_jax.model.attention import MASKED
+from dora_jax.model.layers import ACTIVATIONS, relative_position_buckets, rms_norm
 from dora_jax.model.products import as_written, product_dtype
 from dora_jax.model.t5 import T5, Params
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dora_jax import shapes
 from dora_jax.config import T5Config
+from dora_jax.model.attention import attend
 from dora_jax.model.products import matrix_product
-
-# Added to the logits of masked pairs. Finite, so that a row with nothing to attend to
-# (padding) gives a uniform distribution and not NaN.
-MASKED = -1e10
 
 PRODUCT = "product"  # the name of what a `Dense` gives, for remat policies
 
@@ -37,9 +34,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def attention_bias(mask_BQN: shapes.Array) -> jax.Array:
-    """0 where a query may look, MASKED where not. Returns float32 [B, 1, Q, N]."""
-    return jnp.where(mask_BQN, 0.0, MASKED).astype(jnp.float32)[:, None, :, :]
+class Sight(NamedTuple):
+    """What queries see of the keys, the same in all layers of a stack."""
+
+    visible_BQN: shapes.Array  # bool
+    position_bias_1HQN: jax.Array | None = None  # float32; cross-attention has none
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -184,7 +183,12 @@ class RelativePositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an additive bias and, as in T5, no 1/sqrt(D) scaling."""
+    """Multi-head attention with an additive bias and, as in T5, no 1/sqrt(D) scaling.
+
+    Dropout leaves a key out for all queries of a head at once, as T5's own (flaxformer
+    dense_attention.py and mesh-tensorflow broadcast it along the queries; transformers does not).
+    It then is dropout of the values, which no form of attention has to know of.
+    """
 
     config: T5Config
 
@@ -201,27 +205,28 @@ class Attention(nn.Module):
         self.out = Dense(
             config.emb_dim, (shapes.JOINED_KV, shapes.EMBED), joined**-0.5, config.dtype
         )
-        self.drop = Dropout(config.dropout_rate)
 
     def _heads(self, x_BNJ: jax.Array) -> jax.Array:
         return x_BNJ.reshape(*x_BNJ.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def __call__(
-        self, x_BQE: jax.Array, attended_BNE: jax.Array, biases: tuple[jax.Array, ...]
-    ) -> jax.Array:
-        """Attends from x to the other states; `biases` broadcast to [B, H, Q, N]."""
-        logits_BHQN = jnp.einsum(
-            "BQHD,BNHD->BHQN",
+    def _dropped(self, value_BNHD: jax.Array) -> jax.Array:
+        rate = self.config.dropout_rate
+        if rate == 0.0 or not self.has_rng("dropout"):
+            return value_BNHD
+        kept_BNH1 = dropout(
+            jnp.ones(value_BNHD.shape[:-1], value_BNHD.dtype), rate, self.make_rng("dropout")
+        )[..., None]
+        return value_BNHD * kept_BNH1
+
+    def __call__(self, x_BQE: jax.Array, attended_BNE: jax.Array, sight: Sight) -> jax.Array:
+        """Attends from x to the other states."""
+        mixed_BQHD = attend(
             self._heads(self.query(x_BQE)),
             self._heads(self.key(attended_BNE)),
-            preferred_element_type=jnp.float32,
+            self._dropped(self._heads(self.value(attended_BNE))),
+            *sight,
+            self.config.attention,
         )
-        for bias in biases:
-            logits_BHQN = logits_BHQN + bias
-        weights_BHQN = jax.nn.softmax(logits_BHQN, axis=-1).astype(self.config.dtype)
-        weights_BHQN = self.drop(weights_BHQN)
-        value_BNHD = self._heads(self.value(attended_BNE))
-        mixed_BQHD = jnp.einsum("BHQN,BNHD->BQHD", weights_BHQN, value_BNHD)
         return self.out(mixed_BQHD.reshape(*x_BQE.shape[:-1], -1))
 
 
@@ -325,13 +330,13 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(config)
         self.drop = Dropout(config.dropout_rate)
 
-    def __call__(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        return _in_turns(self, len(x_BSE), (x_BSE, biases)), None
+    def __call__(self, x_BSE: jax.Array, sight: Sight) -> tuple[jax.Array, None]:
+        return _in_turns(self, len(x_BSE), (x_BSE, sight)), None
 
-    def block(self, x_BSE: jax.Array, biases: tuple[jax.Array, ...]) -> jax.Array:
+    def block(self, x_BSE: jax.Array, sight: Sight) -> jax.Array:
         """The layer on some rows."""
         normed = self.pre_attention_layer_norm(x_BSE)
-        x_BSE = x_BSE + self.drop(self.attention(normed, normed, biases))
+        x_BSE = x_BSE + self.drop(self.attention(normed, normed, sight))
         return x_BSE + self.drop(self.mlp(self.pre_mlp_layer_norm(x_BSE)))
 
 
@@ -355,23 +360,23 @@ class DecoderLayer(nn.Module):
         self,
         x_BTE: jax.Array,
         encoded_BSE: jax.Array,
-        self_biases: tuple[jax.Array, ...],
-        cross_biases: tuple[jax.Array, ...],
+        own: Sight,
+        cross: Sight,
     ) -> tuple[jax.Array, None]:
-        arguments = (x_BTE, encoded_BSE, self_biases, cross_biases)
+        arguments = (x_BTE, encoded_BSE, own, cross)
         return _in_turns(self, len(x_BTE), arguments), None
 
     def block(
         self,
         x_BTE: jax.Array,
         encoded_BSE: jax.Array,
-        self_biases: tuple[jax.Array, ...],
-        cross_biases: tuple[jax.Array, ...],
+        own: Sight,
+        cross: Sight,
     ) -> jax.Array:
         """The layer on some rows."""
         normed = self.pre_self_attention_layer_norm(x_BTE)
-        x_BTE = x_BTE + self.drop(self.self_attention(normed, normed, self_biases))
+        x_BTE = x_BTE + self.drop(self.self_attention(normed, normed, own))
         normed = self.pre_cross_attention_layer_norm(x_BTE)
-        attended = self.encoder_decoder_attention(normed, encoded_BSE, cross_biases)
+        attended = self.encoder_decoder_attention(normed, encoded_BSE, cross)
         x_BTE = x_BTE + self.drop(attended)
         return x_BTE + self.drop(self.mlp(self.pre_mlp_layer_norm(x_BTE)))

@@ -27,7 +27,7 @@ from dora_jax.model.layers import (
     EncoderLayer,
     RelativePositionBias,
     RMSNorm,
-    attention_bias,
+    Sight,
     by_rows,
     relative_position_buckets,
 )
@@ -73,8 +73,9 @@ class Embedder(nn.Module):
         )
 
     def __call__(self, tokens: shapes.Array) -> jax.Array:
-        # A gather: T5X's product with a one-hot matrix costs V times as much on a CPU.
-        return self.embedding[tokens].astype(self.config.dtype)
+        # A gather: T5X's product with a one-hot matrix costs V times as much on a CPU. Its gradient
+        # sums over all places of a token: in bfloat16 that sum would stand still after hundreds.
+        return self.embedding.astype(jnp.float32)[tokens].astype(self.config.dtype)
 
 
 class Encoder(nn.Module):
@@ -90,10 +91,10 @@ class Encoder(nn.Module):
         position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(
             positions_S, positions_S
         )
-        biases = (position_bias, attention_bias(same_segment(segments_BS, segments_BS)))
+        sight = Sight(same_segment(segments_BS, segments_BS), position_bias)
         drop = Dropout(config.dropout_rate)
         x_BSE, _ = _scanned(EncoderLayer, config, self.microbatches, config.num_encoder_layers, 1)(
-            drop(x_BSE), biases
+            drop(x_BSE), sight
         )
         return drop(RMSNorm(config.dtype, name="encoder_norm")(x_BSE))
 
@@ -120,13 +121,12 @@ class Decoder(nn.Module):
         )
         causal_TT = jnp.tril(jnp.ones((length, length), bool))
         visible = same_segment(segments_BT, segments_BT) & causal_TT[None]
-        cross = same_segment(segments_BT, encoder_segments_BS)
         drop = Dropout(config.dropout_rate)
         x_BTE, _ = _scanned(DecoderLayer, config, self.microbatches, config.num_decoder_layers, 3)(
             drop(x_BTE),
             encoded_BSE,
-            (position_bias, attention_bias(visible)),
-            (attention_bias(cross),),
+            Sight(visible, position_bias),
+            Sight(same_segment(segments_BT, encoder_segments_BS)),
         )
         return drop(RMSNorm(config.dtype, name="decoder_norm")(x_BTE))
 
@@ -246,11 +246,17 @@ def forward(
     return cast(jax.Array, T5(config).apply({"params": params}, batch))
 
 
+def random_params(config: T5Config, seed: int | jax.Array) -> Params:
+    """Random parameters in the network's `param_dtype`, boxed with their logical axes."""
+    token_11 = jnp.zeros((1, 1), jnp.int32)
+    params = T5(config).init(jax.random.key(seed), plain_batch(token_11, token_11))["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(config.param_dtype), params)
+
+
+@functools.cache  # tracing the network takes a tenth of a second
 def abstract_params(config: T5Config) -> Params:
     """Shape, dtype and logical axes of every parameter (boxed); no memory is taken."""
-    token_11 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    batch = jax.eval_shape(plain_batch, token_11, token_11)
-    return jax.eval_shape(T5(config).init, jax.random.key(0), batch)["params"]
+    return jax.eval_shape(lambda: random_params(config, 0))
 
 
 def copying_start(params: Params, network: T5Config) -> Params:

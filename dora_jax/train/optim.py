@@ -1,4 +1,9 @@
-"""Optimizers and schedules by name, applied layer by layer to scanned parameters."""
+"""Optimizers and schedules by name, applied layer by layer to scanned parameters.
+
+They compute in float32 whatever the parameters are stored in. bfloat16 ones are rounded
+stochastically (`_stored`): its steps are 1/128 to 1/256 of a value, and T5's Adafactor moves a
+parameter by 1/1000 of the matrix's RMS. To the nearest, most updates would be lost.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +49,13 @@ class Optimizer(NamedTuple):
 
     Attributes:
       init: state from parameters.
-      apply: (gradients, state, parameters, scale) -> (parameters, state), for gradients that
-        are to be multiplied by the scalar `scale`. A tree of updates, as large as the
-        parameters, never exists.
+      apply: (gradients, state, parameters, scale, key) -> (parameters, state), for gradients
+        that are to be multiplied by the scalar `scale`; `key` decides how bfloat16 is rounded. A
+        tree of updates, as large as the parameters, never exists.
     """
 
     init: Callable[[Any], Any]
-    apply: Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
+    apply: Callable[[Any, Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
 
 
 def make_optimizer(config: OptimizerConfig, train_steps: int) -> Optimizer:
@@ -68,7 +73,9 @@ def make_optimizer(config: OptimizerConfig, train_steps: int) -> Optimizer:
     else:
         # Element by element: XLA makes loops of it that read gradients and write parameters.
         inner = optax.adamw(schedule, weight_decay=config.weight_decay)
-        optimizer = Optimizer(inner.init, functools.partial(_updated, inner))
+        optimizer = Optimizer(
+            lambda params: inner.init(_float32(params)), functools.partial(_updated, inner)
+        )
     if config.gradient_clip_norm > 0.0:
         return _clipped(optimizer, config.gradient_clip_norm)
     return optimizer
@@ -77,20 +84,57 @@ def make_optimizer(config: OptimizerConfig, train_steps: int) -> Optimizer:
 def _clipped(optimizer: Optimizer, limit: float) -> Optimizer:
     """Scales gradients down to a norm of at most `limit`, over the whole tree."""
 
-    def apply(gradients: Any, state: Any, params: Any, scale: jax.Array) -> tuple[Any, Any]:
-        norm = scale * optax.tree.norm(gradients)
+    def apply(
+        gradients: Any, state: Any, params: Any, scale: jax.Array, key: jax.Array
+    ) -> tuple[Any, Any]:
+        norm = scale * gradient_norm(gradients)
         clipped = scale * jnp.minimum(1.0, limit / norm)
-        return optimizer.apply(gradients, state, params, clipped)
+        return optimizer.apply(gradients, state, params, clipped, key)
 
     return Optimizer(optimizer.init, apply)
 
 
+def gradient_norm(gradients: Any) -> jax.Array:
+    """Of the whole tree, float32."""
+    return optax.tree.norm(_float32(gradients))
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+
 def _updated(
-    inner: optax.GradientTransformation, gradients: Any, state: Any, params: Any, scale: jax.Array
+    inner: optax.GradientTransformation,
+    gradients: Any,
+    state: Any,
+    params: Any,
+    scale: jax.Array,
+    key: jax.Array,
 ) -> tuple[Any, Any]:
-    gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
-    updates, state = inner.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state
+    gradients = jax.tree.map(lambda gradient: gradient * scale, _float32(gradients))
+    exact = _float32(params)
+    updates, state = inner.update(gradients, state, exact)
+    leaves, structure = jax.tree.flatten(params)
+    updated = structure.flatten_up_to(optax.apply_updates(exact, updates))
+    stored = [
+        _stored(new, old.dtype, jax.random.fold_in(key, i))
+        for i, (old, new) in enumerate(zip(leaves, updated, strict=True))
+    ]
+    return structure.unflatten(stored), state
+
+
+def _stored(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """float32 as it is; bfloat16 up or down by chance, so that its mean is x.
+
+    bfloat16 is the upper half of a float32. A random lower half is added, whose carry is 1 with
+    the probability that the lower half of x calls for, and what is left of it is cut off.
+    """
+    if dtype == jnp.float32:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    carried = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    upper = jax.lax.bitcast_convert_type((carried >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), upper, x.astype(jnp.bfloat16))
 
 
 def _layer_by_layer(inner: optax.GradientTransformation) -> Optimizer:
@@ -105,19 +149,18 @@ def _layer_by_layer(inner: optax.GradientTransformation) -> Optimizer:
     def init(params: Any) -> dict[str, Any]:
         return {
             group: inner.init(part) if group == SINGLE else jax.vmap(inner.init)(part)
-            for group, part in _groups(params).items()
+            for group, part in _groups(_float32(params)).items()
         }
 
     def apply(
-        gradients: Any, state: dict[str, Any], params: Any, scale: jax.Array
+        gradients: Any, state: dict[str, Any], params: Any, scale: jax.Array, key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
         given = _groups(gradients)
-        done = {
-            group: _updated(inner, given[group], state[group], part, scale)
-            if group == SINGLE
-            else _stack_updated(inner, given[group], state[group], part, scale)
-            for group, part in _groups(params).items()
-        }
+        done = {}
+        for i, (group, part) in enumerate(_groups(params).items()):
+            update = _updated if group == SINGLE else _stack_updated
+            own_key = jax.random.fold_in(key, i)
+            done[group] = update(inner, given[group], state[group], part, scale, own_key)
         return _merged({group: part for group, (part, _) in done.items()}), {
             group: kept for group, (_, kept) in done.items()
         }
@@ -126,7 +169,12 @@ def _layer_by_layer(inner: optax.GradientTransformation) -> Optimizer:
 
 
 def _stack_updated(
-    inner: optax.GradientTransformation, gradients: Any, state: Any, params: Any, scale: jax.Array
+    inner: optax.GradientTransformation,
+    gradients: Any,
+    state: Any,
+    params: Any,
+    scale: jax.Array,
+    key: jax.Array,
 ) -> tuple[Any, Any]:
     """Layer after layer, written into the stack in place."""
     layers = jax.tree.leaves(params)[0].shape[0]
@@ -140,7 +188,7 @@ def _stack_updated(
         return jax.tree.map(
             lambda stack, new: jax.lax.dynamic_update_index_in_dim(stack, new, i, 0),
             stacks,
-            _updated(inner, *layer, scale),
+            _updated(inner, *layer, scale, jax.random.fold_in(key, i)),
         )
 
     return jax.lax.fori_loop(0, layers, update, (params, state))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
@@ -20,7 +19,9 @@ from dora_jax.model.losses import batch_loss, online_loss
 from dora_jax.model.t5 import T5, Params
 from dora_jax.parallel import partitioning
 from dora_jax.shapes import Seq2SeqBatch
-from dora_jax.train.optim import Optimizer, make_optimizer
+from dora_jax.train.optim import Optimizer, gradient_norm, make_optimizer
+
+_ROUNDING = 1  # tells the key of rounding from that of dropout
 
 
 class TrainState(NamedTuple):
@@ -92,46 +93,31 @@ def make_train_step(
 
     Two trees of the size of the parameters exist at once, they and their gradients; the mean is
     taken where the optimizer reads the gradients. The dropout key is folded from seed and step,
-    so that a resumed run draws the same masks.
+    so that a resumed run draws the same masks, and rounds bfloat16 parameters alike.
     """
 
     def train_step(state: TrainState, batch: Seq2SeqBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         (loss, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
         scale = 1.0 / jnp.maximum(weight, 1.0)
-        metrics = StepMetrics(loss * scale, scale * optax.tree.norm(grads))
-        params, opt_state = optimizer.apply(grads, state.opt_state, state.params, scale)
+        metrics = StepMetrics(loss * scale, scale * gradient_norm(grads))
+        rounding = jax.random.fold_in(key, _ROUNDING)
+        params, opt_state = optimizer.apply(grads, state.opt_state, state.params, scale, rounding)
         return TrainState(state.step + 1, params, opt_state, state.seed), metrics
 
     return train_step
 
 
-def _example_batch() -> Seq2SeqBatch:
-    """The smallest batch the network can be initialised with."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    weights = jnp.zeros((1, 1), jnp.float32)
-    return Seq2SeqBatch(tokens, tokens, tokens, tokens, tokens, tokens, tokens, weights)
-
-
-def _boxed_params(network: T5Config, seed: int | jax.Array) -> Params:
-    return T5(network).init(jax.random.key(seed), _example_batch())["params"]
-
-
-@functools.cache  # tracing the network takes a tenth of a second
-def _boxed_shapes(network: T5Config) -> Params:
-    return jax.eval_shape(lambda: _boxed_params(network, 0))
-
-
 def param_shardings(network: T5Config, mesh: Mesh) -> Params:
     """A sharding for every parameter, from the rule table."""
-    return partitioning.tree_shardings(_boxed_shapes(network), mesh)
+    return partitioning.tree_shardings(t5.abstract_params(network), mesh)
 
 
 def abstract_params(network: T5Config, mesh: Mesh) -> Params:
     """Shape, dtype and sharding of every parameter; no memory is taken."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(_boxed_shapes(network)),
+        nn.unbox(t5.abstract_params(network)),
         param_shardings(network, mesh),
     )
 
@@ -146,7 +132,7 @@ def _initialiser(
     network: T5Config, mesh: Mesh, copying_start: bool
 ) -> Callable[[jax.Array], Params]:
     def make(seed: jax.Array) -> Params:
-        params = nn.unbox(_boxed_params(network, seed))
+        params = nn.unbox(t5.random_params(network, seed))
         if copying_start:
             params = t5.copying_start(params, network)
         return params
