@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
     runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ def _quote(arguments: list[str]) -> int:
     asked = hardware.parse_devices(flags.hardware or HARDWARE[config.scale])
     offers = [offer(config, devices, facts, book) for devices in asked]
     account = as_json(config, facts, offers)
+    account["fit_with_bfloat16_parameters"] = _fit_in_bfloat16(config, asked, offers, facts, book)
     if flags.json == "-":
         print(json.dumps(account, indent=2))
         return 0
@@ -163,6 +165,23 @@ def offer(config: RunConfig, devices: Devices, facts: DataFacts, book: PriceBook
     except ValueError:  # the book has no spot price for it
         spot = None
     return Offer(devices.written, quoted(False), spot)
+
+
+def _fit_in_bfloat16(
+    config: RunConfig,
+    asked: Sequence[Devices],
+    offers: Sequence[Offer],
+    facts: DataFacts,
+    book: PriceBook,
+) -> list[str]:
+    """Hardware that holds the run only where the teacher's parameters are bfloat16."""
+    teacher = dataclasses.replace(config.teacher, param_dtype="bfloat16")
+    stored = dataclasses.replace(config, teacher=teacher)
+    return [
+        devices.written
+        for devices, one in zip(asked, offers, strict=True)
+        if not one.on_demand.fits and offer(stored, devices, facts, book).on_demand.fits
+    ]
 
 
 def as_json(config: RunConfig, facts: DataFacts, offers: Sequence[Offer]) -> dict:

@@ -37,6 +37,11 @@ def print_quotes(
     shares = {(o.on_demand.efficiency, o.on_demand.efficiency_source): None for o in offers}
     reached = "; or ".join(f"{share:.1%} ({source})" for share, source in shares)
     print(f"Lower hours: the roofline. Upper ones, and dollars: the roofline over {reached}.")
+    if account["fit_with_bfloat16_parameters"]:
+        print(
+            f"{', '.join(account['fit_with_bfloat16_parameters'])} can hold the run with "
+            "--gin.TEACHER_PARAM_DTYPE=\"'bfloat16'\"."
+        )
     if account["cheapest"] is None:
         print("None of this hardware can hold the run.")
     else:

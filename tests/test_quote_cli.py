@@ -63,6 +63,21 @@ def test_json_says_who_can_hold_the_run(capsys: pytest.CaptureFixture[str], else
 
 
 @pytest.mark.usefixtures("no_data")
+def test_it_tells_what_bfloat16_parameters_would_fit(
+    capsys: pytest.CaptureFixture[str], elsewhere: str
+) -> None:
+    hardware = "--hardware=a100-40gb:1,h100:1,h200:1"
+    assert quote.main([RUN, hardware, elsewhere]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "TEACHER_PARAM_DTYPE" in line]
+    assert line.startswith("h100:1 can hold the run")
+    stored = "--gin.TEACHER_PARAM_DTYPE='bfloat16'"
+    found = quoted(capsys, RUN, hardware, elsewhere, stored)
+    assert [one["fits"] for one in found["quotes"]] == [False, True, True]
+    assert found["fit_with_bfloat16_parameters"] == []
+
+
+@pytest.mark.usefixtures("no_data")
 def test_the_tables_say_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, elsewhere: str
 ) -> None:
