@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 
 from dora_jax.tasks.samples.generator import Grammar, Splits, command, draw_splits
 from dora_jax.tasks.samples.wlp_grammar import GRAMMAR
@@ -62,15 +63,15 @@ def split_marks(marked: str) -> tuple[str, str]:
     return source, target
 
 
-def make_rows(seed: int = SEED) -> Splits:
-    """The rows of every split."""
+def make_rows(seed: int = SEED, splits: Mapping[str, int] = SPLITS) -> Splits:
+    """The rows of every split; how they are split does not change them."""
     rng, grammar = random.Random(seed), Grammar(GRAMMAR, LEXICON, zipf_offset=4)
 
     def draw(split: str) -> tuple[str, str] | None:
         source, target = split_marks(finish(grammar.expand("SENTENCE", rng)))
         return (source, target) if len(source.split()) <= MAX_WORDS else None
 
-    return draw_splits(SPLITS, draw)
+    return draw_splits(splits, draw)
 
 
 if __name__ == "__main__":
