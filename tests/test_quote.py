@@ -15,7 +15,7 @@ from dora_jax.cost.memory import Layout, decoder_parameters
 from dora_jax.cost.quote import RunQuote, quote_run
 from dora_jax.cost.roofline import Rates, Traffic, position_traffic, update_traffic
 from dora_jax.cost.workload import DataFacts, Decoding, StageWork, stages_work
-from dora_jax.launch.gin_config import build
+from dora_jax.launch.gin_config import Override, build
 
 # `make run` at 1957220 on 2 cores of an Intel Xeon: seconds of all rows of its ledger, and what
 # its data were.
@@ -45,6 +45,20 @@ def test_who_can_hold_t5_xxl(written: str, fits: bool) -> None:
     teach = got.stage("teach")
     assert teach is not None
     assert teach.fits == fits
+
+
+def test_bfloat16_parameters_fit_where_float32_ones_do_not() -> None:
+    stored = [Override("TEACHER_PARAM_DTYPE", '"bfloat16"')]
+    config = build("gin/wlp_distill.gin", "paper", stored).config
+    assert config.student == config_at("paper").student
+    for written in ("h100:1", "a100:1"):
+        assert not quoted(written).fits
+        assert quoted(written, config).fits
+    exact, half = (quoted("h200:1", c).stage("teach") for c in (config_at("paper"), config))
+    assert exact and half
+    tree = 4 * flops.parameter_count(config.teacher.network)
+    assert exact.bytes_per_device - half.bytes_per_device == pytest.approx(tree)
+    assert exact.bytes_per_step - half.bytes_per_step == pytest.approx(2 * tree)
 
 
 def test_adamw_takes_twice_the_memory() -> None:
@@ -215,11 +229,45 @@ def test_what_devices_send_in_an_update() -> None:
     assert sent(Layout(4, 1, 1)) == pytest.approx(2 * tree * 3 / 4)
 
 
-def test_the_slowest_of_the_three_bounds_a_step() -> None:
+def test_what_crosses_hosts_goes_over_their_network() -> None:
+    config = dataclasses.replace(config_at("paper"), strategies=("annotate",))
+    facts = DataFacts(10, 10, 10, 10, 20.0, 20.0, "")
+
+    def crossing(devices: int, fsdp: int, per_host: int) -> float:
+        layout = Layout(devices, fsdp, 1, per_host)
+        work: StageWork = stages_work(config, facts, layout.row_shards)[0]
+        return update_traffic(work, layout).network_bytes
+
+    tree = 4 * flops.parameter_count(config.student.network)
+    assert crossing(8, 8, 8) == crossing(8, 1, 8) == crossing(32, 32, 0) == 0
+    # Parameters over 4 hosts: each host gets what the 32 hold, three times.
+    assert crossing(32, 32, 8) == pytest.approx(3 * tree * 31 / 32)
+    # A copy a host: only gradients cross, the shares of 8 devices twice.
+    assert crossing(32, 8, 8) == pytest.approx(2 * tree * 3 / 4)
+
+
+def test_a_second_host_makes_gpus_wait_for_the_network() -> None:
+    config = config_at("paper")
+    one, two = (
+        quote_run(dataclasses.replace(config, mesh=MeshConfig(fsdp=-1)), "h100", n).stage("teach")
+        for n in (8, 16)
+    )
+    assert one and two
+    assert one.bound_by != "network"
+    assert two.bound_by == "network"
+    assert two.step_seconds_low > 3 * one.step_seconds_low
+    slice_ = quote_run(dataclasses.replace(config, mesh=MeshConfig(fsdp=-1)), "v5e", 64)
+    assert all(stage.bound_by != "network" for stage in slice_.stages)
+
+
+def test_the_slowest_of_the_four_bounds_a_step() -> None:
     rates = Rates(10.0, 5.0, 2.0, 0.5, "a test", layer_seconds=0.25)
     assert rates.range(Traffic(100.0, 10.0, 2.0), 4) == (10.0, 21.0, "arithmetic")
     assert rates.range(Traffic(10.0, 100.0, 2.0), 0) == (20.0, 40.0, "memory")
     assert rates.range(Traffic(10.0, 10.0, 20.0), 0) == (10.0, 20.0, "links")
+    beyond = rates._replace(network_bytes_per_second=0.5)
+    assert beyond.range(Traffic(10.0, 10.0, 20.0, 20.0), 0) == (40.0, 80.0, "network")
+    assert rates.range(Traffic(10.0, 10.0, 20.0, 20.0), 0) == (10.0, 20.0, "links")
 
 
 def test_rows_are_padded_to_what_the_devices_split() -> None:
