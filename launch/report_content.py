@@ -142,7 +142,7 @@ def _answer(chosen: Chosen, fitted: Fitted, usd: float) -> dict[str, Any]:
     }
 
 
-_TURNS = ("what", "now", "wins then", "where", "95 %", "chance of a change")
+_TURNS = ("what", "now", "where", "wins then", "95 %", "chance of a change")
 
 
 def _by_budget(budgets: Budgets) -> list[Section]:

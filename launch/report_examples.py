@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dora_jax.cost.charging import TEACHER
 from dora_jax.launch.score import Predictions, in_order_of, read_predictions
 from dora_jax.metrics.measurement import compare
+from dora_jax.planning.dollars import usd_text
 from dora_jax.report.content import Sample, Table
 from dora_jax.run_folders import FINISHED
 from dora_jax.run_records import RunRecord
@@ -155,8 +156,8 @@ def quotes(models: Sequence[RunRecord]) -> list[Table]:
                 stage.stage,
                 f"{stage.quoted_seconds_low:,.0f}–{stage.quoted_seconds:,.0f}",
                 f"{stage.billed_seconds:,.0f}",
-                f"{stage.quoted_dollars:,.2f}",
-                f"{stage.billed_dollars:,.2f}",
+                usd_text(stage.quoted_dollars),
+                usd_text(stage.billed_dollars),
             )
             for stage in audit.stages
         ]

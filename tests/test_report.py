@@ -109,7 +109,7 @@ def test_break_evens_and_next_runs_are_those_of_each_budget(
         found = json.loads(capsys.readouterr().out)
         assert len(answer["rows"]["next"]) == len(found["measure_next"])
         winners = [b["winner"] for b in found["break_even"]]
-        assert [row[2] for row in answer["rows"]["turns"]] == winners
+        assert [row[3] for row in answer["rows"]["turns"]] == winners
         assert all(answer["text"] in text for text in answer["texts"].values())
     assert len({json.dumps(answer["rows"]["turns"]) for answer in answers}) > 20
     assert {len(answer["rows"]["next"]) for answer in answers} == {0, 3}

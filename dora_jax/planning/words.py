@@ -90,12 +90,12 @@ def misfit_text(scatter: Scatter) -> list[str]:
 
 
 class Turn(NamedTuple):
-    """A break-even in words: of what, its value now, who wins beyond where, and how sure."""
+    """A break-even in words: of what, its value now, beyond where who wins, and how sure."""
 
     of: str
     now: str
-    winner: str
     at: str
+    winner: str
     interval: str
     chance: str
 
@@ -114,7 +114,7 @@ def turn(found: BreakEven) -> Turn:
         at = f"{'above' if found.at > found.now else 'below'} {show(found.at)}"
     if found.interval is not None:
         interval = " to ".join(map(show, found.interval))
-    return Turn(found.of, show(found.now), found.winner, at, interval, chance_text(found.chance))
+    return Turn(found.of, show(found.now), at, found.winner, interval, chance_text(found.chance))
 
 
 def break_even_text(found: BreakEven) -> str:

@@ -177,7 +177,7 @@ def stacked(name: str, title: str, rows: Sequence[Row], part: str, order: Sequen
                     "field": "part",
                     "type": "nominal",
                     "scale": {"domain": parts, "range": list(STACK_COLOURS[: len(parts)])},
-                    "legend": {"columns": 2},
+                    "legend": {"columns": 2, "columnPadding": 8, "labelFontSize": 11},
                 },
                 "order": {"field": "order", "type": "quantitative"},
                 "tooltip": [
