@@ -177,6 +177,17 @@ def test_fewer_labels_are_among_more_and_test_texts_are_left_out(tmp_path: Path)
     assert sum("1 texts are left out" in line for line in lines) == 3
 
 
+def test_labels_that_prompts_showed_are_bought_for_llm_alone(tmp_path: Path) -> None:
+    """llm_human has them among its own."""
+    labels = write_labels(tmp_path / "labels")
+    for wanted, bought in ((("llm_human",), 0), (("llm_human", "llm"), 1), (("llm",), 1)):
+        directory = tmp_path / "-".join(wanted)
+        with open_run(llm_config(directory, labels, wanted)) as context:
+            llm_labels(context, prepare(context))
+            rows = context.ledger.rows()
+        assert [row.examples for row in rows if row.stage == "llm-shots"] == [3] * bought
+
+
 @pytest.mark.parametrize(
     ("changes", "llm", "message"),
     [

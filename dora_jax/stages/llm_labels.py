@@ -2,7 +2,7 @@
 
 `launch/annotate.py` wrote the labels and, beside them, the receipt with what they cost. Here they
 are checked, tokenised as *prepare* tokenises, and entered into the run's own receipt: tokens in,
-tokens out, and the human labels that prompts showed.
+tokens out, and for `llm` the human labels that prompts showed.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _purchases(
             strategy="llm",
         )
         yield dataclasses.replace(row, examples=labels)
-    if shown := receipt["human_labels_shown"]:
+    shown = receipt["human_labels_shown"]
+    if shown and "llm" in context.config.strategies:  # the others have them among their own
         row = labels_row(context.facts, context.task.name, shown, context.label_price(), "llm")
         yield dataclasses.replace(row, stage=LLM_SHOTS, row_id=f"{LLM_SHOTS}-{chosen}")
 
