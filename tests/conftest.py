@@ -5,6 +5,8 @@ Set here and not in the files, because JAX reads them once, before its first arr
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 
 import jax
@@ -22,10 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def compiled_cheaply(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs that are hardly optimised, and compiled once for all files of a process."""
+    """Programs that are hardly optimised, and compiled once for all files of all processes."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     settings = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_compilation_cache_dir": str(base / "compiled"),
+        # Bounded, since JAX locks such a folder alone: no process reads what another half wrote.
+        "jax_compilation_cache_max_size": 4 * 2**30,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: jax.config.values[name] for name in settings}
@@ -55,3 +61,14 @@ def _only(count: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: some)
         yield
+
+
+@pytest.fixture
+def ended_at_last() -> Iterator[list[subprocess.Popen[str]]]:
+    """Takes processes that must not outlive a test that fails."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

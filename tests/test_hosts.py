@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from host_runs import free_port
 from jax.sharding import Mesh
+from whole_runs import free_port
 
 from dora_jax.data import loader, packing
 from dora_jax.data.packing import Share

@@ -9,14 +9,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from host_runs import Place, end
 from tiny_run import assert_same_bits, final_params, manifest_of, read_rows
+from whole_runs import OF_HOSTS, Place, end
 
 from dora_jax.cost.ledger import Ledger
 from dora_jax.launch.command_line import EXIT_ERROR, EXIT_INTERRUPTED
@@ -29,7 +28,7 @@ TRAINED = ("pretrain-student", "pretrain-teacher", "teach", "distill")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("hosts"), steps=8)
+    place = Place(tmp_path_factory.mktemp("hosts"), 8, OF_HOSTS)
     place.make_store()
     return place
 
@@ -48,17 +47,6 @@ def together(place: Place) -> Path:
     assert "student, distill" in first[0]
     assert "student, distill" not in second[0]
     return place.folder / "together"
-
-
-@pytest.fixture
-def ended_at_last() -> Iterator[list[subprocess.Popen[str]]]:
-    """Takes processes that must not outlive a test that fails."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def loss_curve(stage: Path) -> dict[int, float]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from host_runs import free_port
 from reading_worker import NETWORK, checksum
+from whole_runs import free_port
 
 from dora_jax.checkpoints import native_folder
 from dora_jax.parallel.mesh import make_mesh

@@ -12,121 +12,40 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from tiny_run import (
     EVALUATED,
-    NETWORK,
     TRAINED,
     assert_same_bits,
     final_params,
     manifest_of,
     read_rows,
     snapshot,
-    write_tiny_store,
 )
+from whole_runs import SCRIPT, Place, end, start
 
 from dora_jax.cost.ledger import Ledger
-from dora_jax.launch import gin_config, run
+from dora_jax.launch import run
 from dora_jax.launch.command_line import EXIT_ERROR
 
-SCRIPT = Path(run.__file__)
-RUN_FILE = "gin/wlp_distill.gin"
 LIMIT_SECONDS = 30.0  # for saving after a signal: what the run promises
-SETTINGS = {
-    "NUM_LABELS": "24",
-    "TASK_FEATURE_LENGTHS": "{'inputs': 24, 'targets': 24}",
-    "VOCABULARY_PIECES": "310",
-    "DataConfig.extra_ids": "10",
-    "VOCAB_SIZE": "320",
-    "TEACHER_PRETRAIN_STEPS": "12",
-    "STUDENT_PRETRAIN_STEPS": "12",
-    "TEACHER_TRAIN_STEPS": "12",
-    "ANNOTATE_TRAIN_STEPS": "12",
-    "TRAIN_STEPS": "12",
-    "PRETRAIN_BATCH_SIZE": "8",
-    "BATCH_SIZE": "8",
-    "DROPOUT_RATE": "0.1",
-    "EVAL_STEPS": "4",
-    "CHECKPOINT_STEPS": "3",
-    "LABEL_BATCH_SIZE": "4",
-    "LabelConfig.shard_examples": "4",
-    "TOP_K": "8",
-    "VALIDATION_EXAMPLES": "8",
-    "BOOTSTRAP_RESAMPLES": "20",
-} | {
-    f"rehearsal_{model}/T5Config.{field}": str(getattr(NETWORK, field))
-    for model in ("teacher", "student")
-    for field in ("emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers")
-    + ("head_dim", "mlp_dim")
-}
-
-
-class Place(NamedTuple):
-    """Where the runs of this file work: the token store and the compiled programs."""
-
-    folder: Path
-
-    def arguments(self, name: str) -> list[str]:
-        settings = SETTINGS | {
-            "TOKEN_STORE": f"'{self.folder / 'tokens'}'",
-            "MODEL_DIR": f"'{self.folder / name}'",
-        }
-        return [
-            f"--gin_file={RUN_FILE}",
-            "--scale=rehearsal",
-            f"--compilation_cache={self.folder / 'compiled'}",
-            *(f"--gin.{key}={value}" for key, value in settings.items()),
-        ]
-
-    def start(self, name: str) -> subprocess.Popen[str]:
-        return start([str(SCRIPT), *self.arguments(name)])
-
-
-def start(command: list[str]) -> subprocess.Popen[str]:
-    # Both runs compared have the same flags; optimising would only take longer.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    environment.pop("DORA_DATA_DIR", None)
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    """Waits for a run that nothing disturbs, and returns what it printed."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+SHARDS_OF_FOUR = {"LABEL_BATCH_SIZE": "4", "LabelConfig.shard_examples": "4"}  # to stop between
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("resume"))
-    overrides = [
-        gin_config.Override(key, value)
-        for key, _, value in (
-            argument.removeprefix("--gin.").partition("=")
-            for argument in place.arguments("any")
-            if argument.startswith("--gin.")
-        )
-    ]
-    data = gin_config.build(RUN_FILE, "rehearsal", overrides).config.data
-    write_tiny_store(data, place.folder / "tokens")
+    place = Place(tmp_path_factory.mktemp("resume"), 12, SHARDS_OF_FOUR)
+    place.make_store()
     return place
 
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Place) -> Path:
-    out = end(place.start("undisturbed"))
+    [(out, _)] = end(place.start("undisturbed"))
     assert "student, distill" in out
     return place.folder / "undisturbed"
 
@@ -143,17 +62,6 @@ def pause_at(process: subprocess.Popen[str], is_moment: Callable[[], bool]) -> N
             return
         process.send_signal(signal.SIGCONT)
     raise AssertionError(f"the run ended before the moment: {process.communicate()[1]}")
-
-
-@pytest.fixture
-def ended_at_last() -> Iterator[list[subprocess.Popen[str]]]:
-    """Takes processes that must not outlive a test that fails."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def assert_same_results(directory: Path, undisturbed: Path) -> None:
@@ -200,7 +108,7 @@ def test_kill_9_at_any_moment_changes_nothing(
     directory = place.folder / "killed"
     began = time.monotonic()
     for stage, is_moment in moments(directory):
-        process = place.start("killed")
+        [process] = place.start("killed")
         ended_at_last.append(process)
         pause_at(process, is_moment)
         assert "outputs" not in manifest_of(directory, stage)
@@ -227,7 +135,7 @@ def test_signals_save_and_the_printed_command_goes_on(
     place: Place, undisturbed: Path, ended_at_last: list[subprocess.Popen[str]]
 ) -> None:
     directory = place.folder / "stopped"
-    command = [str(SCRIPT), *place.arguments("stopped")]
+    command = place.arguments("stopped")
     for number, stage in ((signal.SIGTERM, "pretrain-student"), (signal.SIGINT, "distill")):
         process = start(command)
         ended_at_last.append(process)
@@ -242,9 +150,9 @@ def test_signals_save_and_the_printed_command_goes_on(
         assert "the same signal again stops at once" in err
         saved = {int(path.name) for path in (directory / stage / "checkpoints").iterdir()}
         assert max(saved) == int(out.partition("after update ")[2].split()[0])
-        python, *command = shlex.split(out.partition("To go on:\n")[2])
-        assert python == "python"
-    end(start(command))
+        python, script, *command = shlex.split(out.partition("To go on:\n")[2])
+        assert (python, script) == ("python", str(SCRIPT))
+    end([start(command)])
     assert_same_results(directory, undisturbed)
 
 
@@ -274,7 +182,7 @@ def fill(file: Path) -> None:
 def test_a_full_disk_ends_the_run_and_loses_nothing(
     place: Place, undisturbed: Path, small_disk: Path, ended_at_last: list[subprocess.Popen[str]]
 ) -> None:
-    process = place.start(small_disk.name)
+    [process] = place.start(small_disk.name)
     ended_at_last.append(process)
     # A checkpoint of any update: this one looks seldom while other tests keep the cores busy, and
     # whatever comes after this phase's first updates needs the disk too.

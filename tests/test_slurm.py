@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host_runs import SCRIPT, Place, free_port
 from tiny_run import manifest_of, read_rows
+from whole_runs import OF_HOSTS, SCRIPT, Place, free_port
 
 from dora_jax.cost.ledger import Ledger
 
@@ -112,7 +112,7 @@ def state(environment: dict[str, str], job: str) -> str:
 def test_a_warned_run_is_queued_again_and_ends(
     slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    place = Place(tmp_path_factory.mktemp("runs"), steps=8)
+    place = Place(tmp_path_factory.mktemp("runs"), 8, OF_HOSTS)
     place.make_store()
     job = submit(place, slurm, "job")
     log, until = place.folder / "logs" / "job", time.monotonic() + 500

@@ -1,4 +1,4 @@
-"""launch/run.py as several real processes, which find each other over the loopback."""
+"""launch/run.py as real processes: one, or several that find each other over the loopback."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from dora_jax.launch import gin_config, run
 
 SCRIPT = Path(run.__file__)
 RUN_FILE = "gin/wlp_distill.gin"
+# What several hosts do beyond one: each kind of stage once, all updates logged to be compared.
+OF_HOSTS = MappingProxyType({"STRATEGIES": "('distill',)", "TrainConfig.log_every_steps": "1"})
 SETTINGS = {
     "NUM_LABELS": "24",
     "TASK_FEATURE_LENGTHS": "{'inputs': 24, 'targets': 24}",
     "VOCABULARY_PIECES": "310",
     "DataConfig.extra_ids": "10",
     "VOCAB_SIZE": "320",
-    "STRATEGIES": "('distill',)",
     "PRETRAIN_BATCH_SIZE": "8",
     "BATCH_SIZE": "8",
     "DROPOUT_RATE": "0.1",
     "EVAL_STEPS": "4",
     "CHECKPOINT_STEPS": "3",
-    "TrainConfig.log_every_steps": "1",
     "LABEL_BATCH_SIZE": "8",
     "LabelConfig.shard_examples": "8",
     "EVAL_BATCH_SIZE": "8",
@@ -42,18 +42,26 @@ SETTINGS = {
     for field in ("emb_dim", "num_heads", "num_encoder_layers", "num_decoder_layers")
     + ("head_dim", "mlp_dim")
 }
-PHASES = ("TEACHER_PRETRAIN", "STUDENT_PRETRAIN", "TEACHER_TRAIN", "TRAIN")
+PHASES = ("TEACHER_PRETRAIN", "STUDENT_PRETRAIN", "TEACHER_TRAIN", "ANNOTATE_TRAIN", "TRAIN")
 
 
 class Place(NamedTuple):
-    """Where the runs of a file work: the token store and the compiled programs."""
+    """Where the runs of a file work: the token store and the compiled programs.
+
+    Attributes:
+      folder: of all this.
+      steps: updates of each phase.
+      own: settings that the file's runs have besides.
+    """
 
     folder: Path
     steps: int
+    own: Mapping[str, str] = MappingProxyType({})
 
     def arguments(self, name: str, **settings: str) -> list[str]:
         chosen = SETTINGS | {f"{phase}_STEPS": str(self.steps) for phase in PHASES}
         chosen |= {
+            **self.own,
             "TOKEN_STORE": f"'{self.folder / 'tokens'}'",
             "MODEL_DIR": f"'{self.folder / name}'",
         }
@@ -111,7 +119,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(arguments: Sequence[str], devices: int) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], devices: int = 1) -> subprocess.Popen[str]:
     # Nothing here is worth optimising; all that are compared have the same flags.
     environment = os.environ | {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
