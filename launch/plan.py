@@ -23,7 +23,7 @@ from rich.text import Text
 from dora_jax.launch.command_line import command, exit_status, parse, require_place
 from dora_jax.launch.plan_input import Chosen, Prices, choose, read_records
 from dora_jax.planning.annotators import annotator_text
-from dora_jax.planning.arms import LABELS, LLM_LABELS, arms_of
+from dora_jax.planning.arms import LABELS, LLM_LABELS, arms_of, labels_text
 from dora_jax.planning.curves import PowerLaw
 from dora_jax.planning.decision import (
     REACH,
@@ -63,7 +63,7 @@ would win, and what to measure next where the runs do not decide it. docs/planni
 Dollars count from nothing: labels, teacher and student of one finished model, or the model's share
 of the teacher where --students share it.
 """
-WIDTH_OF_FILES = 130  # where the output is no terminal
+WIDTH_OF_FILES = 160  # where the output is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +153,9 @@ def _plan(arguments: list[str]) -> int:
     flags, overrides = parse(_parser(), arguments)
     if overrides:
         raise ValueError(f"--gin.{overrides[0].name}: a plan reads runs and takes no gin settings.")
-    if flags.budget_usd is None or not 0 < flags.budget_usd < float("inf"):
+    if flags.budget_usd is None:
+        raise ValueError("How much may be spent? Add --budget_usd=USD, labels and compute in all.")
+    if not 0 < flags.budget_usd < float("inf"):
         raise ValueError(
             f"--budget_usd={flags.budget_usd}; expected what may be spent in all, above 0."
         )
@@ -276,9 +278,8 @@ def _shown(text: str) -> Text:
 def _plans_table(best: Sequence[Plan], metric: str, llm: bool) -> Table:
     table = Table(box=box.SIMPLE)
     for heading in columns_of(metric, llm):
-        table.add_column(
-            _shown(heading), justify="left" if heading == "plan" else "right", no_wrap=True
-        )
+        justify = "left" if heading == "plan" else "right"
+        table.add_column(_shown(heading), justify=justify, overflow="fold")
     for plan in best:
         table.add_row(*map(_shown, line_of(plan, llm)))
     return table
@@ -292,12 +293,15 @@ def run_command(chosen: Chosen, fitted: Fitted, measurement: Measurement) -> str
         return ""
     seeds = (r.seed for r, x in zip(arm.results, arm.places, strict=True) if x == measurement.place)
     seed = 1 + max(seeds, default=-1)
-    number, setting, kind = (
-        (measurement.llm_labels, "NUM_LLM_LABELS", "llm-labels")
+    number, setting = (
+        (measurement.llm_labels, "NUM_LLM_LABELS")
         if arm.axis == LLM_LABELS
-        else (measurement.labels, "NUM_LABELS", "labels")
+        else (measurement.labels, "NUM_LABELS")
     )
-    place = record.directory.with_name(f"{number}-{kind}-seed-{seed}")
+    strategies = "-".join(map(str, record.settings.get("strategies", ())))
+    counts = labels_text(measurement.labels, measurement.llm_labels)
+    name = f"{strategies} {counts.replace(',', '').replace(' and', '')} seed {seed}"
+    place = record.directory.with_name(name.replace(" ", "-"))
     return command(
         ("python", "launch/run.py"),
         (

@@ -170,6 +170,8 @@ def test_labels_of_a_language_model_are_planned_too(
     best = found["plans"][0]  # twice what was measured; all that people's labels cost is beyond it
     assert (best["arm"], best["labels"], best["llm_labels"]) == ("llm", 0, 1600)
     assert (best["llm_usd"], best["work_usd"]) == pytest.approx((1600 * LLM_USD, 3.20))
+    measured = [point["llm_labels"] for point in found["measured"] if point["strategy"] == "llm"]
+    assert measured == [100, 200, 400, 800]
     (annotator,) = found["annotators"]
     assert (annotator["model"], annotator["labels"], annotator["error_rate"]) == ("gpt-x", 800, 20)
     assert annotator["usd_per_label"] == pytest.approx(LLM_USD)
@@ -202,6 +204,7 @@ def test_a_language_model_that_nobody_checked(
     said = " ".join(capsys.readouterr().out.split())
     assert "Not audited" in said and "--audit=100" in said
     # What a curve lacks is more of its labels, and the command says which.
+    assert "/llm-100-LLM-labels-seed-0'" in said  # a folder that no other strategy is told
     assert "--gin.NUM_LLM_LABELS=100 --gin.SEED=0" in said and "NUM_LABELS=" not in said.replace(
         "NUM_LLM_LABELS=", ""
     )
