@@ -24,8 +24,8 @@ from dora_jax.shapes import EOS_ID, PAD_ID, Examples
 TEMPERATURE = 2.0
 
 
-def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> Any:
-    """The same network in transformers, with the same weights."""
+def untrained_torch_model(network: T5Config, device: str, dropout: float) -> Any:
+    """The same network in transformers, with random weights."""
     gated = len(network.mlp_activations) > 1
     config = transformers.T5Config.from_dict(
         {
@@ -47,7 +47,14 @@ def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> 
         model = transformers.T5ForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     if not network.logits_via_embedding:  # transformers 5 ties the head for any flag
-        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+        head = torch.empty_like(model.lm_head.weight)
+        model.lm_head.weight = torch.nn.Parameter(head.normal_(std=network.emb_dim**-0.5))
+    return model
+
+
+def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> Any:
+    """The same network in transformers, with the same weights."""
+    model = untrained_torch_model(network, device, dropout)
     targets = dict(model.named_parameters(remove_duplicate=False))
     leaves = {
         ".".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(params)

@@ -1,26 +1,31 @@
 """All that is to be measured on an NVIDIA GPU, in one command of at most ten minutes.
 
     python benchmarks/gpu.py --json=gpu.json                 # on one H100 or H200
-    python benchmarks/gpu.py --tiny --json=-                 # the plumbing, on a CPU, in a minute
+    python benchmarks/gpu.py --tiny --json=-                 # the plumbing, on a CPU, in minutes
 
 T5-XXL fine-tuning and T5-Small training on rows of 512 + 128 tokens that are filled as packing
-fills them, T5-XXL labelling against `transformers.generate` where that is installed, and the
-cost of an epoch of distillation with cached labels against an epoch with the teacher in every
-update. MFU counts tokens that are no padding, no recomputation, against the device's dense bf16
-peak. Weights are random: speed does not depend on them. Needs no TensorFlow. Each part is timed
-by itself and written at once; what does not fit is told and the next part goes on.
+fills them, T5-XXL labelling against `transformers.generate` where that is installed, the cost of
+an epoch of distillation with cached labels against an epoch with the teacher in every update; then,
+as long as time lasts, the same training with XLA's attention, and T5-XXL with bfloat16 parameters.
+MFU counts tokens that are no padding, no recomputation, against the device's dense bf16 peak.
+Weights are random: speed does not depend on them. Needs no TensorFlow.
+
+Each part is a process of its own, since JAX keeps a GPU's memory, and its figures are written at
+once; what does not fit, fails or has no time left is told, and the next part goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +46,7 @@ from dora_jax.train.step import init_params, init_state, make_loss_fn, make_trai
 from dora_jax.whole_files import write_json
 
 SOURCE, TARGET = 512, 128
+MINUTES = 10.0
 FILL = 0.95  # share of a row that packing fills
 TINY = T5Config(emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, vocab_size=256)
 
@@ -150,7 +156,7 @@ def mfu(useful: float, seconds: float) -> float | None:
 
 
 def peak_bytes() -> int | None:
-    """Of all parts so far."""
+    """Of this part so far."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -187,7 +193,8 @@ def labelling(sizes: Setting) -> dict[str, Any]:
     """Texts that the teacher labels a second: greedy tokens with 64 entries each."""
     network, mesh = sizes.teacher, make_mesh(devices=jax.devices()[:1])
     params, examples = init_params(network, 0, mesh), texts(sizes)
-    config = LabelConfig(top_k=64, batch_size=min(128, sizes.texts))
+    # As many widths as the other side has batches.
+    config = LabelConfig(top_k=64, batch_size=min(128, sizes.texts), widths=2)
 
     def one() -> None:
         label(
@@ -209,27 +216,11 @@ def labelling(sizes: Setting) -> dict[str, Any]:
 def transformers_labelling(sizes: Setting) -> dict[str, Any]:
     """The same by `transformers.generate` in bfloat16, on the same device."""
     import torch
-    import transformers
+    from authors_protocol import untrained_torch_model
 
     network, device = sizes.teacher, "cuda" if torch.cuda.is_available() else "cpu"
-    config = transformers.T5Config.from_dict(
-        {
-            "vocab_size": network.vocab_size,
-            "d_model": network.emb_dim,
-            "d_kv": network.head_dim,
-            "d_ff": network.mlp_dim,
-            "num_layers": network.num_encoder_layers,
-            "num_decoder_layers": network.num_decoder_layers,
-            "num_heads": network.num_heads,
-            "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False,
-            "decoder_start_token_id": 0,
-        }
-    )
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(device):
-        model: Any = transformers.T5ForConditionalGeneration(config).eval()
-    torch.set_default_dtype(torch.float32)
+    network = dataclasses.replace(network, dtype="bfloat16")
+    model = untrained_torch_model(network, device, 0.0).eval()
     examples, batch = texts(sizes), min(128, sizes.texts)
     rows = sorted((examples.source(i) for i in range(len(examples))), key=len, reverse=True)
 
@@ -271,36 +262,71 @@ def distillation(sizes: Setting) -> dict[str, Any]:
     }
 
 
+def parts(sizes: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is measured, the most important first."""
+
+    def changed(network: T5Config, rows: int, **settings: str) -> Callable[[], dict[str, Any]]:
+        return lambda: training(dataclasses.replace(network, **settings), rows, sizes)
+
+    teacher, student = (sizes.teacher, sizes.teacher_rows), (sizes.student, sizes.student_rows)
+    return {
+        "teacher_training": changed(*teacher),
+        "student_training": changed(*student),
+        "labelling": lambda: labelling(sizes),
+        "transformers_labelling": lambda: transformers_labelling(sizes),
+        "distillation": lambda: distillation(sizes),
+        "student_training_xla_attention": changed(*student, attention="xla"),
+        "teacher_training_xla_attention": changed(*teacher, attention="xla"),
+        "teacher_training_bfloat16_parameters": changed(*teacher, param_dtype="bfloat16"),
+    }
+
+
+def measured(name: str, sizes: Setting) -> dict[str, Any]:
+    """The figures of a part, or why there are none."""
+    began = time.perf_counter()
+    set_up_jax("")
+    try:
+        figures = parts(sizes)[name]()
+    except (ImportError, RuntimeError, ValueError) as error:  # no torch, no memory, no cuDNN
+        figures = {"error": f"{type(error).__name__}: {error}"[:500]}
+    if name != "transformers_labelling":  # there JAX would take the memory
+        figures |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    return figures | {"wall_seconds": time.perf_counter() - began}
+
+
+def in_a_process(name: str, tiny: bool, seconds: float) -> dict[str, Any]:
+    """`measured`, in a process that ends after so many seconds."""
+    if seconds <= 0:
+        return {"error": "no time was left"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "part.json")
+        command = [sys.executable, __file__, f"--part={name}", f"--json={file}"]
+        try:
+            ended = subprocess.run(
+                command + ["--tiny"] * tiny, stdout=sys.stderr, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done in the {seconds:.0f} s that were left"}
+        if not file.exists():
+            return {"error": f"the process ended with status {ended.returncode}"}
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", default="-", help="file, or - for the terminal")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, for a CPU")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all parts together")
+    parser.add_argument("--part", help="measure this one alone, in this process")
     flags = parser.parse_args(arguments)
-    set_up_jax("")
     sizes = setting(flags.tiny)
-    device = jax.devices()[0]
-    figures: dict[str, Any] = {
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "tiny": flags.tiny,
-        "source": sizes.source,
-        "target": sizes.target,
-    }
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "student_training": lambda: training(sizes.student, sizes.student_rows, sizes),
-        "teacher_training": lambda: training(sizes.teacher, sizes.teacher_rows, sizes),
-        "labelling": lambda: labelling(sizes),
-        "distillation": lambda: distillation(sizes),
-        "transformers_labelling": lambda: transformers_labelling(sizes),
-    }
-    for name, measure in parts.items():
-        began = time.perf_counter()
-        try:
-            figures[name] = measure()
-        except (ImportError, RuntimeError) as error:  # torch, or the memory, is not there
-            figures[name] = {"error": str(error).partition("\n")[0]}
-        gc.collect()  # the next part needs the memory
-        figures[name]["wall_seconds"] = time.perf_counter() - began
+    if flags.part:
+        write_json(flags.json, measured(flags.part, sizes))
+        return 0
+    end = time.perf_counter() + 60 * flags.minutes
+    figures: dict[str, Any] = {"tiny": flags.tiny, "source": sizes.source, "target": sizes.target}
+    for name in parts(sizes):
+        figures[name] = in_a_process(name, flags.tiny, end - time.perf_counter())
         print(f"{name}: {json.dumps(figures[name])}", file=sys.stderr, flush=True)
         if flags.json != "-":
             write_json(flags.json, figures)
