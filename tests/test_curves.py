@@ -93,15 +93,18 @@ def test_runs_off_their_curve_widen_the_band_although_seeds_agree() -> None:
     x_N = np.repeat([125.0, 250.0, 500.0, 1000.0], 4)
     seeds_N = np.tile([-0.3, -0.1, 0.1, 0.3], 4)
 
-    def of(true_P: list[float]) -> tuple[float, float]:
+    def of(true_P: list[float]) -> tuple[float, float, float]:
         values_N = np.repeat(true_P, 4) + seeds_N
         (bands,), scatter = bootstrap([Series(x_N, values_N, np.zeros(16))], replicates=2000)
         low, high = np.percentile(bands.replicates.values(np.array([1500.0])), [2.5, 97.5])
-        return scatter.misfit, float(high - low)
+        inside = bands.replicates.values(np.array([500.0]))
+        return scatter.misfit, float(high - low), float(np.std(inside))
 
     on_curve, off_curve = of([40.0, 50.0, 57.07, 62.07]), of([20.0, 23.0, 47.0, 72.0])
     assert on_curve[0] < 0.6 and off_curve[0] > 1.0
     assert off_curve[1] > 2.5 * on_curve[1]
+    # The place that is asked about lies off the curve itself, not only those that were measured.
+    assert off_curve[2] > off_curve[0]
 
 
 def test_coverage_where_the_form_is_wrong() -> None:
