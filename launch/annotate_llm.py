@@ -106,12 +106,13 @@ class _Session:
             ledger = Ledger(files.ledger)
             enter(ledger, facts, self._endpoint.model, self._calls.spent, self._prices)
         why_stopped = ended.why_stopped or audit_ended.why_stopped
+        labelled, set_aside = _rows(files.labelled), _rows(files.set_aside)
         receipt = make_receipt(
             task=task.name,
             annotator={**self._annotator, **self._common},
             prices=self._prices,
-            labelled=_rows(files.labelled),
-            set_aside=_rows(files.set_aside),
+            labelled=labelled,
+            set_aside=set_aside,
             missing=ended.missing,
             spent=self._calls.spent,
             estimated=estimated,
@@ -120,7 +121,7 @@ class _Session:
             why_stopped=why_stopped,
         )
         write_json(files.receipt, receipt)
-        others = {row["source"] for file in files[:2] for row in _rows(file)} - {*texts.pool}
+        others = {row["source"] for row in (*labelled, *set_aside)} - {*texts.pool}
         print("\n".join(_summary(receipt, files, len(others))), flush=True)
         if ended.missing or audit_ended.missing:
             print(f"Stopped: {why_stopped or 'some calls failed'}. The same command goes on.")
