@@ -115,7 +115,7 @@ def figure(found: Sequence[Point]) -> dict[str, Any]:
                     "scale": {"domainMin": 0},
                 },
                 "color": {"field": "rows", "scale": {"range": ["#4a4a4a", "#b5410b"]}},
-                "shape": {"field": "rows"},
+                "shape": {"field": "rows", "legend": None},
             },
         }
 

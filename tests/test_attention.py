@@ -23,7 +23,7 @@ KEY_SEGMENTS_BN = np.array([[1] * 3 + [2] * 2 + [3] * 4 + [0], [1] * 10], np.int
 KINDS = ("bidirectional", "causal", "cross")
 
 
-def arrays(kind: str, dtype: str) -> tuple[tuple[jax.Array, ...], Any, jax.Array | None]:
+def arrays(kind: str, dtype: str) -> tuple[Any, Any, jax.Array | None]:
     """(query, key, value), what is visible, the position bias."""
     keys = KEYS if kind == "cross" else QUERIES
     segments_BN = KEY_SEGMENTS_BN if kind == "cross" else QUERY_SEGMENTS_BQ
@@ -57,10 +57,10 @@ jax_reference = functools.partial(attention.cudnn_attention, implementation="xla
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    def check(a: jax.Array, b: jax.Array) -> None:
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(a).all()
-        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+    def check(actual: Any, expected: Any) -> None:
+        found, wanted = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        assert np.isfinite(found).all()
+        assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
     jax.tree.map(check, actual, expected)
 

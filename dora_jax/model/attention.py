@@ -14,6 +14,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from dora_jax import shapes
+
 # Added to the logits of masked pairs. Finite, so that a row with nothing to attend to
 # (padding) gives a uniform distribution and not NaN.
 MASKED = -1e10
@@ -23,7 +25,7 @@ def attend(
     query_BQHD: jax.Array,
     key_BNHD: jax.Array,
     value_BNHD: jax.Array,
-    visible_BQN: jax.Array,
+    visible_BQN: shapes.Array,
     position_bias_1HQN: jax.Array | None,
     implementation: str,
 ) -> jax.Array:
@@ -58,7 +60,7 @@ def xla_attention(
     query_BQHD: jax.Array,
     key_BNHD: jax.Array,
     value_BNHD: jax.Array,
-    visible_BQN: jax.Array,
+    visible_BQN: shapes.Array,
     position_bias_1HQN: jax.Array | None,
 ) -> jax.Array:
     """`attend` as products and a softmax, logits in float32."""
@@ -76,7 +78,7 @@ def cudnn_attention(
     query_BQHD: jax.Array,
     key_BNHD: jax.Array,
     value_BNHD: jax.Array,
-    visible_BQN: jax.Array,
+    visible_BQN: shapes.Array,
     position_bias_1HQN: jax.Array | None,
     implementation: str = "cudnn",
 ) -> jax.Array:
