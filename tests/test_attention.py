@@ -112,11 +112,12 @@ def test_what_cudnn_takes(dtype: str, head_dim: int, queries: int, keys: int, ta
 
 
 def test_cudnn_without_a_gpu_is_refused_and_auto_goes_on() -> None:
-    heads, visible_BQN, bias = arrays("causal", "bfloat16")
+    (query, key, value), visible_BQN, bias = arrays("causal", "bfloat16")
+    given = query, key, value, visible_BQN, bias
     with pytest.raises(ValueError, match='Set ATTENTION = "auto"'):
-        attention.attend(*heads, visible_BQN, bias, "cudnn")
-    chosen = attention.attend(*heads, visible_BQN, bias, "auto")
-    np.testing.assert_array_equal(chosen, attention.attend(*heads, visible_BQN, bias, "xla"))
+        attention.attend(*given, "cudnn")
+    chosen = attention.attend(*given, "auto")
+    np.testing.assert_array_equal(chosen, attention.attend(*given, "xla"))
 
 
 def test_an_update_on_a_gpu_calls_cudnn_and_takes_the_bias_gradient(

@@ -1,9 +1,9 @@
 """Products of activations and kernels, in the form that each backend is fast at.
 
-Activations may be bfloat16; kernels are stored in float32, and their gradients stay so. XLA's CPU
-backend multiplies bfloat16 on the matrix unit (AMX) where the result is float32 and both operands
-lie in memory as they are written, ten times as fast as float32; else it widens both and multiplies
-in float32. So the gradients are written out here: XLA's own would be products of both types.
+Activations may be bfloat16 where kernels and their gradients are float32. XLA's CPU backend
+multiplies bfloat16 on the matrix unit (AMX) where the result is float32 and both operands lie in
+memory as they are written, ten times as fast as float32; else it widens both and multiplies in
+float32. So the gradients are written out here: XLA's own would be products of both types.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def matrix_product(x_NI: jax.Array, kernel_IO: jax.Array, dtype: Any) -> jax.Arr
     """x @ kernel, with the kernel in the activations' dtype.
 
     The incoming gradient is rounded to the activations' dtype, as the activations themselves are;
-    the kernel's gradient is accumulated and returned in float32.
+    the kernel's gradient is accumulated in float32 and returned in the kernel's dtype.
 
     Args:
       x_NI: activations.
-      kernel_IO: float32.
+      kernel_IO: float32 or bfloat16.
       dtype: of the result.
     """
     return cast(jax.Array, _differentiable(x_NI, kernel_IO, dtype))

@@ -149,7 +149,8 @@ def nothing_next_text(best: Sequence[Plan]) -> str:
 
 def region_text(region: Region) -> str:
     """Which dollars and labels of an arm are nearly as good as the best plan."""
-    usd, counts = _range(*map(usd_text, region.usd), "$"), list[str]()
+    least, most = map(usd_text, region.usd)
+    usd, counts = _range(least, most, "$"), list[str]()
     for kind, (few, many) in (("labels", region.labels), ("LLM labels", region.llm_labels)):
         if many or (kind == "labels" and not region.llm_labels[1]):
             counts.append(f"{_range(f'{few:,}', f'{many:,}')} {kind}")
