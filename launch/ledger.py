@@ -62,6 +62,14 @@ class Total(NamedTuple):
     results: int
 
 
+class Column(NamedTuple):
+    """One of the table, of a group of seeds."""
+
+    heading: str
+    cell: Callable[[Sequence[RunRecord]], str]
+    optional: Callable[[RunRecord], bool] | None = None  # shown where this holds for any record
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, or 2 after an error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -170,6 +178,7 @@ def _summary(group: list[RunRecord]) -> dict[str, Any]:
         for name in (
             "dollars",
             "label_dollars",
+            "llm_dollars",
             "compute_dollars",
             "search_dollars",
             "amortised_dollars",
@@ -181,6 +190,7 @@ def _summary(group: list[RunRecord]) -> dict[str, Any]:
         "scale": first.scale,
         "task": first.task,
         "labels": first.labels,
+        "llm_labels": first.llm_labels,
         "metric": next((record.metric for record in group if record.metric), ""),
         "value": statistics.fmean(values) if values else None,
         "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
@@ -208,13 +218,12 @@ def print_table(records: Sequence[RunRecord], paid: Total, each: bool) -> None:
     table.add_column("run", overflow="fold", min_width=20)
     for heading in ("strategy", "scale"):
         table.add_column(heading, overflow="fold")
-    searches = ("$ search",) if any(record.searched for record in records) else ()
-    dollars = ("$ total", "$ labels", "$ compute", *searches, "$ divided")
-    for heading in ("metric", "labels", *dollars, "device-h", "tokens/$"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = [c for c in COLUMNS if not c.optional or any(c.optional(r) for r in records)]
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for group in [[r] for r in records] if each else seeds_together(records):
-        table.add_row(*_cells(group, bool(searches)))
+        table.add_row(*_cells(group, columns))
     console.print(table)
     console.print(_paid_line(paid), highlight=False)
     for record in records:
@@ -234,7 +243,7 @@ def _paid_line(paid: Total) -> str:
     )
 
 
-def _cells(group: Sequence[RunRecord], with_search: bool) -> list[str]:
+def _cells(group: Sequence[RunRecord], columns: Sequence[Column]) -> list[str]:
     from rich.markup import escape
 
     first = group[0]
@@ -244,15 +253,7 @@ def _cells(group: Sequence[RunRecord], with_search: bool) -> list[str]:
         escape(name),
         first.strategy or "–",
         first.scale or "–",
-        _value(group),
-        f"{first.labels:,}",
-        _spread(group, lambda r: r.dollars),
-        _mean(group, lambda r: r.label_dollars, ",.2f"),
-        _spread(group, lambda r: r.compute_dollars),
-        *([_mean(group, lambda r: r.search_dollars, ",.4f")] if with_search else ()),
-        _mean(group, lambda r: r.amortised_dollars, ",.4f"),
-        _mean(group, lambda r: r.device_hours, ",.3f"),
-        _mean(group, lambda r: r.tokens_per_dollar, ",.0f"),
+        *(column.cell(group) for column in columns),
         ", ".join(statuses) + ("" if all(r.priced for r in group) else "; compute not priced"),
     ]
 
@@ -277,6 +278,30 @@ def _spread(group: Sequence[RunRecord], of: Callable[[RunRecord], float]) -> str
 def _mean(group: Sequence[RunRecord], of: Callable[[RunRecord], float | None], form: str) -> str:
     values = [value for record in group if (value := of(record)) is not None]
     return format(statistics.fmean(values), form) if values else "–"
+
+
+# Functions above, so the columns come last. Optional ones stand where a record has something there.
+COLUMNS = (
+    Column("metric", _value),
+    Column("labels", lambda group: f"{group[0].labels:,}"),
+    Column("LLM labels", lambda group: f"{group[0].llm_labels:,}", lambda r: bool(r.llm_labels)),
+    Column("$ total", lambda group: _spread(group, lambda r: r.dollars)),
+    Column("$ labels", lambda group: _mean(group, lambda r: r.label_dollars, ",.2f")),
+    Column(
+        "$ LLM",
+        lambda group: _mean(group, lambda r: r.llm_dollars, ",.4f"),
+        lambda r: bool(r.llm_dollars),
+    ),
+    Column("$ compute", lambda group: _spread(group, lambda r: r.compute_dollars)),
+    Column(
+        "$ search",
+        lambda group: _mean(group, lambda r: r.search_dollars, ",.4f"),
+        lambda r: bool(r.searched),
+    ),
+    Column("$ divided", lambda group: _mean(group, lambda r: r.amortised_dollars, ",.4f")),
+    Column("device-h", lambda group: _mean(group, lambda r: r.device_hours, ",.3f")),
+    Column("tokens/$", lambda group: _mean(group, lambda r: r.tokens_per_dollar, ",.0f")),
+)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -12,6 +13,11 @@ from pathlib import Path
 import pytest
 from synthetic_runs import DISTILL_SECONDS, write_run
 
+from dora_jax.config import LlmConfig
+from dora_jax.cost.charging import LLM_LABELS
+from dora_jax.cost.ledger import Ledger, RunFacts
+from dora_jax.cost.ledger_rows import tokens_row
+from dora_jax.cost.prices import INPUT_TOKENS, OUTPUT_TOKENS, user_price
 from dora_jax.launch import ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +102,41 @@ def test_receipts_are_priced_anew_and_stay_as_they_were(
     first = json.loads(out)["results"][0]
     assert (first["label_dollars"], first["compute_dollars"]) == pytest.approx((50.0, 32.0))
     assert (runs / "a0" / "ledger.jsonl").read_bytes() == before
+
+
+def test_labels_of_a_language_model_have_columns_and_keep_the_users_price(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "runs" / "a", ("annotate",), values={"annotate": 20.0})
+    without = listed(capsys, f"--runs={run.parent}")
+    assert "$ LLM" not in without and "LLM labels" not in without
+    llm = write_run(
+        tmp_path / "runs" / "b",
+        ("llm",),
+        seconds={"prepare": 100, "pretrain-student": 100, "llm": 100, "evaluate-llm": 20},
+        values={"llm": 30.0},
+        llm=LlmConfig(labels="labels.jsonl"),
+    )
+    ledger_of_run, facts = Ledger(llm / "ledger.jsonl"), RunFacts("b", "rehearsal", "v1")
+    for unit, tokens, usd, model in (
+        (INPUT_TOKENS, 2_000_000, 0.5, "own"),
+        (OUTPUT_TOKENS, 1_000_000, 1.5, "own"),
+    ):
+        price = dataclasses.replace(user_price(usd, unit), item=model)
+        ledger_of_run.append(tokens_row(facts, LLM_LABELS, f"{unit}-1", tokens, price))
+    out = listed(capsys, f"--runs={run.parent}")
+    assert "$ LLM" in out
+    assert "2.5000" in next(line for line in out.splitlines() if line.split()[:1] == ["b"])
+    assert "$2.5000 language models" in out
+
+    entries = [
+        {"item": item, "unit": unit, "kind": "on-demand", "usd": usd, "source": "s", "date": "2026"}
+        for item, unit, usd in (("cpu", "host", 180.0), ("wlp", "label", 0.5))
+    ]
+    book = tmp_path / "book.json"
+    book.write_text(json.dumps({"version": 1, "date": "2026-11-21", "entries": entries}))
+    again = json.loads(listed(capsys, f"--runs={run.parent}", f"--reprice={book}", "--json=-"))
+    assert again["totals"]["llm_dollars"] == pytest.approx(2.5)  # no book knows this model
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterable
 
 from dora_jax.cost.ledger_rows import LABELS, LedgerRow
-from dora_jax.cost.prices import LABEL_UNITS, TOKEN_UNITS, Price, PriceBook
+from dora_jax.cost.prices import LABEL_UNITS, SET_BY_USER, TOKEN_UNITS, Price, PriceBook
 
 
 def reprice(rows: Iterable[LedgerRow], book: PriceBook) -> list[LedgerRow]:
     """The rows as they would be by the prices of `book`, on-demand ones for devices.
 
-    dollars = device-hours, labels or million tokens × the book's price of each.
+    dollars = device-hours, labels or million tokens × the book's price of each. Tokens whose price
+    the user set keep it.
 
     Raises:
       ValueError: the book has no price for something that was bought.
@@ -25,6 +26,8 @@ def _repriced(row: LedgerRow, book: PriceBook) -> LedgerRow:
         price, units = book.device_price(row.device_kind), row.device_hours
     elif row.unit in LABEL_UNITS:
         price, units = book.label_price(_task(row)), row.examples
+    elif row.unit in TOKEN_UNITS and row.price_source == SET_BY_USER:
+        return row  # a model of the user's own, which no book knows
     elif row.unit in TOKEN_UNITS:
         price, units = book.token_price(row.item, row.unit), row.tokens / 1e6
     else:
