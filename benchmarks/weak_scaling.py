@@ -122,7 +122,10 @@ def figure(found: Sequence[Point]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "background": "white",
-        "config": {"view": {"stroke": None}, "legend": {"orient": "top", "title": None}},
+        "config": {
+            "view": {"stroke": None},
+            "legend": {"orient": "top", "title": None, "columns": 1, "labelLimit": 0},
+        },
         "data": {"values": rows},
         "title": {
             "text": "T5-XXL's update on TPU v5e: predicted, not measured",
