@@ -54,7 +54,9 @@ def _make_it_write_text(run_directory: Path) -> None:
     params = final_params(run_directory, "distill")
     kernel_EV = np.array(params["logits_dense"]["kernel"])
     vocabulary = TokenStore.open(run_directory / "prepare" / "tokens").vocabulary
-    text = np.r_[1, 3 + 256 : vocabulary.pieces]  # EOS, and pieces behind the bytes
+    pieces = range(3 + 256, vocabulary.pieces)  # behind the bytes
+    # EOS, and what is more than a space: the card shows the first answer.
+    text = np.array([1, *(i for i in pieces if vocabulary.decode([i]).strip())])
     banned = np.setdiff1d(np.arange(kernel_EV.shape[1]), text)
     kernel_EV[:, banned] = kernel_EV[:, text].mean(axis=1, keepdims=True)
     step = manifest_of(run_directory, "distill")["outputs"]["best_step"]

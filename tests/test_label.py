@@ -77,6 +77,7 @@ def test_ids_that_only_the_teacher_has_are_never_labelled(tmp_path: Path, tied: 
     assert wanted > 0  # the teacher would have said some
 
 
+@pytest.mark.slow
 def test_the_gold_share_learns_the_teachers_labels_of_human_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

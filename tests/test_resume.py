@@ -179,6 +179,7 @@ def fill(file: Path) -> None:
             filler.write(bytes(4096))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_loses_nothing(
     place: Place, undisturbed: Path, small_disk: Path, ended_at_last: list[subprocess.Popen[str]]
 ) -> None:
