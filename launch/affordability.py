@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dora_jax.config import RunConfig
 from dora_jax.cost.affordable import Unaffordable, fitting, refusal
-from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.prices import PriceBook, label_price
 from dora_jax.cost.quote import quote_run
 from dora_jax.launch.quote_facts import data_facts
 
@@ -36,9 +36,7 @@ def require_affordable(config: RunConfig, device_kind: str, devices: int) -> Non
     facts, book = data_facts(config), PriceBook.of_user(cost.price_book)
     data = dataclasses.replace(config.data, num_labels=facts.labels)
     config = dataclasses.replace(config, data=data)
-    usd_per_label = cost.price_usd_per_label
-    if usd_per_label < 0:
-        usd_per_label = book.label_price(config.data.task).usd
+    usd_per_label = label_price(cost, config.data.task).usd
 
     def quote(run: RunConfig) -> float:
         return quote_run(run, device_kind, devices, spot=cost.spot, facts=facts, book=book).dollars

@@ -19,7 +19,7 @@ from dora_jax.annotators.sheets import Item
 from dora_jax.annotators.sheets import write_sheet as write_items
 from dora_jax.config import DataConfig, RunConfig
 from dora_jax.cost.ledger import LABELS, Ledger, RunFacts, code_version, labels_row
-from dora_jax.cost.prices import Price, PriceBook, user_price
+from dora_jax.cost.prices import Price, label_price
 from dora_jax.launch.annotate_settings import texts_of
 from dora_jax.launch.command_line import require_place
 from dora_jax.tasks.sources import load_splits
@@ -114,7 +114,7 @@ def import_sheets(flags: argparse.Namespace, task: TaskSpec, config: RunConfig) 
     if not found.labels:
         raise ValueError(f"There is no label in {', '.join(flags.import_file)}.")
     merged = merge(task, found.labels)
-    price = _price(config, task)
+    price = label_price(config.cost, task.name)
     bought = sum(len(given) for given in found.labels.values())
     report = _report(task, found, merged, bought, price)
     rows = [
@@ -161,12 +161,6 @@ def _bill(output: Path, task: TaskSpec, bought: int, price: Price) -> None:
         facts = RunFacts(output.name, "", code_version(), ())
         row = labels_row(facts, task.name, new, price)
         ledger.append(dataclasses.replace(row, row_id=f"{LABELS}-{task.name}-{bought}"))
-
-
-def _price(config: RunConfig, task: TaskSpec) -> Price:
-    if config.cost.price_usd_per_label >= 0:
-        return user_price(config.cost.price_usd_per_label, unit="label")
-    return PriceBook.of_user(config.cost.price_book).label_price(task.name)
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dora_jax.config import RunConfig
-from dora_jax.cost.prices import Price, PriceBook, user_price
+from dora_jax.cost.prices import label_price
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import exit_status, parse, require_place
 from dora_jax.launch.data_tables import print_overview
@@ -79,7 +79,7 @@ def _show(arguments: list[str]) -> int:
         require_place("--json", flags.json)
     config = run_config(flags, overrides)
     task = task_of(config.data, config.cost.price_usd_per_label)
-    price = _price(config, task.name)
+    price = label_price(config.cost, task.name)
     vocabulary, why_words = _vocabulary(config.data.vocabulary, config.data.extra_ids)
     if vocabulary is None:
         facts = describe_task(task, config.data, price.usd, count_words)
@@ -128,12 +128,6 @@ def run_config(flags: argparse.Namespace, overrides: list[Override]) -> RunConfi
             "one of the two away."
         )
     return config
-
-
-def _price(config: RunConfig, task: str) -> Price:
-    if config.cost.price_usd_per_label >= 0:
-        return user_price(config.cost.price_usd_per_label, unit="label")
-    return PriceBook.load().label_price(task)
 
 
 def _vocabulary(named: str, extra_ids: int) -> tuple[Vocabulary | None, str]:

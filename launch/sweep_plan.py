@@ -21,7 +21,7 @@ from dora_jax.cost.budget import KEPT_BACK_SHARE
 from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE, buys_labels
 from dora_jax.cost.hardware import parse_devices
 from dora_jax.cost.ledger_rows import LABELS
-from dora_jax.cost.prices import PriceBook
+from dora_jax.cost.prices import PriceBook, label_price
 from dora_jax.cost.quote import quote_run
 from dora_jax.cost.workload import DataFacts, assumed_facts
 from dora_jax.fingerprints import fingerprint, to_dict
@@ -165,7 +165,7 @@ def _divided(
     given = [*overrides, *(Override(*pair) for pair in others)]
     config = _build(path, scale, given, check_use=False).config
     cost, book = config.cost, PriceBook.of_user(config.cost.price_book)
-    price = _usd_per_label(config, book)
+    price = label_price(cost, config.data.task).usd
     labels = labels_for(float(shares[0]), cost.budget_usd, price)
     if not hardware:
         raise ValueError("LABEL_SHARE needs --hardware=KIND:COUNT, to know what the rest buys.")
@@ -224,7 +224,7 @@ def quoted(plan: Plan, hardware: str) -> list[Bill]:
         if run.searched and f"{LABELS} of {run.group}" in paid:
             bought = 0
         paid.add(f"{LABELS} of {run.group}")
-        bills.append(Bill(bought * _usd_per_label(run.config, book), compute))
+        bills.append(Bill(bought * label_price(cost, run.config.data.task).usd, compute))
     return bills
 
 
@@ -234,11 +234,6 @@ def _facts(config: RunConfig, read: dict[str, DataFacts]) -> DataFacts:
     if key not in read:
         read[key] = data_facts(config)
     return read[key]
-
-
-def _usd_per_label(config: RunConfig, book: PriceBook) -> float:
-    price_usd = config.cost.price_usd_per_label
-    return price_usd if price_usd >= 0 else book.label_price(config.data.task).usd
 
 
 def require_data(plan: Plan) -> None:

@@ -307,9 +307,8 @@ class Annotator:
         except (TextRefused, AnnotatorRefused):
             self._calls.unbilled(key, call)
             raise
-        except (
-            BaseException
-        ) as error:  # cancelled, or a fault of ours: nobody knows what was billed
+        except BaseException as error:
+            # Cancelled, or a fault of ours: nobody knows what was billed.
             self._calls.lost(key, type(error).__name__, bound_usd, call)
             raise
         self._answered = True

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dora_jax.config import CostConfig
+
 BOOK_VERSION = 1
 KINDS = ("on-demand", "spot")
 LABEL_UNITS = ("label",)
@@ -114,6 +116,17 @@ def user_price(usd: float, unit: str = "device") -> Price:
         _check_tokens("the price given", usd, unit)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Price(item="user", unit=unit, usd=float(usd), source=SET_BY_USER, date=today)
+
+
+def label_price(cost: CostConfig, task: str) -> Price:
+    """USD for a human label of a task: the user's own price, else that of the price book.
+
+    Raises:
+      ValueError: the book has none for the task.
+    """
+    if cost.price_usd_per_label >= 0:
+        return user_price(cost.price_usd_per_label, unit="label")
+    return PriceBook.of_user(cost.price_book).label_price(task)
 
 
 def device_item(device_kind: str) -> str:

@@ -32,7 +32,7 @@ from dora_jax.cost import ledger as ledgers
 from dora_jax.cost.budget import Budget, BudgetReached
 from dora_jax.cost.ledger import Ledger, RunFacts
 from dora_jax.cost.meter import LAUNCH, Holding, Meter
-from dora_jax.cost.prices import Price, PriceBook, user_price
+from dora_jax.cost.prices import Price, PriceBook, label_price, user_price
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
 from dora_jax.parallel import hosts
@@ -271,10 +271,7 @@ class RunContext:
         self.ledger.append(row)
 
     def label_price(self) -> Price:
-        price_usd = self.config.cost.price_usd_per_label
-        if price_usd >= 0:
-            return user_price(price_usd, unit="label")
-        return PriceBook.of_user(self.config.cost.price_book).label_price(self.task.name)
+        return label_price(self.config.cost, self.task.name)
 
     def spent_usd(self) -> float:
         """Dollars of the run so far, this very second included."""
