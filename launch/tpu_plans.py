@@ -116,8 +116,8 @@ def _plans(arguments: list[str]) -> int:
         for stage in stages:
             plans.append(plan(config, name, stage, flags.hlo))
             _print(plans[-1])
-    if flags.json:
-        write_json(flags.json, {"plans": [each._asdict() for each in plans]})
+            if flags.json:  # after each: all of them take half an hour
+                write_json(flags.json, {"plans": [each._asdict() for each in plans]})
     return 0 if all(each.fits for each in plans) else 1
 
 
