@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dora_jax.config import RunConfig
 from dora_jax.cost.affordable import Unaffordable, fitting, refusal
-from dora_jax.cost.prices import PriceBook, label_price
 from dora_jax.cost.quote import quote_run
+from dora_jax.cost.run_prices import label_price
 from dora_jax.launch.quote_facts import data_facts
 
 
@@ -33,13 +33,13 @@ def require_affordable(config: RunConfig, device_kind: str, devices: int) -> Non
         or (Path(config.model_dir) / "ledger.jsonl").exists()
     ):
         return
-    facts, book = data_facts(config), PriceBook.of_user(cost.price_book)
+    facts = data_facts(config)
     data = dataclasses.replace(config.data, num_labels=facts.labels)
     config = dataclasses.replace(config, data=data)
     usd_per_label = label_price(cost, config.data.task).usd
 
     def quote(run: RunConfig) -> float:
-        return quote_run(run, device_kind, devices, spot=cost.spot, facts=facts, book=book).dollars
+        return quote_run(run, device_kind, devices, spot=cost.spot, facts=facts).dollars
 
     found = fitting(config, cost.budget_usd, usd_per_label, quote)
     if found.bill.total > cost.budget_usd:

@@ -19,7 +19,8 @@ from dora_jax.annotators.sheets import Item
 from dora_jax.annotators.sheets import write_sheet as write_items
 from dora_jax.config import DataConfig, RunConfig
 from dora_jax.cost.ledger import LABELS, Ledger, RunFacts, code_version, labels_row
-from dora_jax.cost.prices import Price, label_price
+from dora_jax.cost.prices import Price
+from dora_jax.cost.run_prices import label_price
 from dora_jax.launch.annotate_settings import texts_of
 from dora_jax.launch.command_line import require_place
 from dora_jax.tasks.sources import load_splits

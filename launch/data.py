@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dora_jax.config import RunConfig
-from dora_jax.cost.prices import label_price
+from dora_jax.cost.run_prices import label_price
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import exit_status, parse, require_place
 from dora_jax.launch.data_tables import print_overview

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dora_jax.cost import hardware
 from dora_jax.cost.hardware import Devices
-from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import RunQuote, quote_run
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import exit_status, gin_help, parse, require_place
@@ -109,11 +108,11 @@ def _quote(arguments: list[str]) -> int:
     from dora_jax.launch.quote_facts import data_facts
     from dora_jax.launch.quote_tables import print_quotes
 
-    facts, book = data_facts(config), PriceBook.load()
+    facts = data_facts(config)
     asked = hardware.parse_devices(flags.hardware or HARDWARE[config.scale])
-    offers = [offer(config, devices, facts, book) for devices in asked]
+    offers = [offer(config, devices, facts) for devices in asked]
     account = as_json(config, facts, offers)
-    account["fit_with_bfloat16_parameters"] = _fit_in_bfloat16(config, asked, offers, facts, book)
+    account["fit_with_bfloat16_parameters"] = _fit_in_bfloat16(config, asked, offers, facts)
     if flags.json == "-":
         print(json.dumps(account, indent=2))
         return 0
@@ -141,7 +140,7 @@ def _audit(flags: argparse.Namespace, overrides: list[gin_config.Override]) -> i
     return 0
 
 
-def offer(config: RunConfig, devices: Devices, facts: DataFacts, book: PriceBook) -> Offer:
+def offer(config: RunConfig, devices: Devices, facts: DataFacts) -> Offer:
     """The run on these devices.
 
     Raises:
@@ -156,7 +155,6 @@ def offer(config: RunConfig, devices: Devices, facts: DataFacts, book: PriceBook
             devices.count,
             spot=spot,
             facts=facts,
-            book=book,
             memory_bytes=own / devices.count,
         )
 
@@ -168,11 +166,7 @@ def offer(config: RunConfig, devices: Devices, facts: DataFacts, book: PriceBook
 
 
 def _fit_in_bfloat16(
-    config: RunConfig,
-    asked: Sequence[Devices],
-    offers: Sequence[Offer],
-    facts: DataFacts,
-    book: PriceBook,
+    config: RunConfig, asked: Sequence[Devices], offers: Sequence[Offer], facts: DataFacts
 ) -> list[str]:
     """Hardware that holds the run only where the teacher's parameters are bfloat16."""
     teacher = dataclasses.replace(config.teacher, param_dtype="bfloat16")
@@ -180,7 +174,7 @@ def _fit_in_bfloat16(
     return [
         devices.written
         for devices, one in zip(asked, offers, strict=True)
-        if not one.on_demand.fits and offer(stored, devices, facts, book).on_demand.fits
+        if not one.on_demand.fits and offer(stored, devices, facts).on_demand.fits
     ]
 
 

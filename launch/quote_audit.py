@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from dora_jax.config import RunConfig
 from dora_jax.cost.ledger import LABELS, Ledger
 from dora_jax.cost.ledger import LedgerRow as LedgerRow
-from dora_jax.cost.prices import PriceBook
 from dora_jax.cost.quote import quote_run
 from dora_jax.launch import gin_config
 from dora_jax.launch.quote_facts import data_facts
@@ -82,9 +81,7 @@ def audit_of(config: RunConfig, rows: Sequence[LedgerRow], directory: Path) -> A
     kind, devices = timed[-1].device_kind, timed[-1].devices_held
     facts = data_facts(config, directory)
     own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    quote = quote_run(
-        config, kind, devices, facts=facts, book=PriceBook.load(), memory_bytes=own / devices
-    )
+    quote = quote_run(config, kind, devices, facts=facts, memory_bytes=own / devices)
     names = dict.fromkeys([*(stage.stage for stage in quote.stages), *(row.stage for row in timed)])
     stages = []
     for name in names:

@@ -21,8 +21,8 @@ from dora_jax.cost.budget import KEPT_BACK_SHARE
 from dora_jax.cost.charging import PREPARE, PRETRAIN, SHAREABLE, buys_labels
 from dora_jax.cost.hardware import parse_devices
 from dora_jax.cost.ledger_rows import LABELS
-from dora_jax.cost.prices import PriceBook, label_price
 from dora_jax.cost.quote import quote_run
+from dora_jax.cost.run_prices import label_price
 from dora_jax.cost.workload import DataFacts, assumed_facts
 from dora_jax.fingerprints import fingerprint, to_dict
 from dora_jax.launch import gin_config
@@ -164,7 +164,7 @@ def _divided(
     others = tuple(pair for pair in cell.overrides if pair[0] != LABEL_SHARE)
     given = [*overrides, *(Override(*pair) for pair in others)]
     config = _build(path, scale, given, check_use=False).config
-    cost, book = config.cost, PriceBook.of_user(config.cost.price_book)
+    cost = config.cost
     price = label_price(cost, config.data.task).usd
     labels = labels_for(float(shares[0]), cost.budget_usd, price)
     if not hardware:
@@ -174,7 +174,7 @@ def _divided(
     facts = data_facts(config)
 
     def quote(run: RunConfig) -> float:
-        return quote_run(run, *devices[:2], spot=cost.spot, facts=facts, book=book).dollars
+        return quote_run(run, *devices[:2], spot=cost.spot, facts=facts).dollars
 
     compute_usd = (1 - KEPT_BACK_SHARE) * cost.budget_usd - labels * price
     reduced = longest_within(config, compute_usd, quote)
@@ -211,9 +211,9 @@ def quoted(plan: Plan, hardware: str) -> list[Bill]:
     read: dict[str, DataFacts] = {}
     bills = []
     for run in plan.runs:
-        cost, book = run.config.cost, PriceBook.of_user(run.config.cost.price_book)
+        cost = run.config.cost
         facts = _facts(run.config, read)
-        quote = quote_run(run.config, *devices[:2], spot=cost.spot, facts=facts, book=book)
+        quote = quote_run(run.config, *devices[:2], spot=cost.spot, facts=facts)
         compute = 0.0
         for stage in quote.stages:
             key = _place(run, stage.stage)

@@ -190,7 +190,8 @@ def _json_record(line: bytes, location: str, columns: Columns) -> Record | BadRo
     except UnicodeDecodeError as error:
         return BadRow(location, f"not UTF-8 ({error.reason} at byte {error.start}).")
     except json.JSONDecodeError as error:
-        return BadRow(location, f"broken JSON ({error.msg} at column {error.colno}).")
+        wrong = error.msg.removesuffix(" at")  # some end so, and the place follows
+        return BadRow(location, f"broken JSON ({wrong} at column {error.colno}).")
     except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
         return BadRow(location, f"broken JSON ({error}).")
     if not isinstance(fields, dict):

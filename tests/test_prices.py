@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
 
 import pytest
 
+from dora_jax.config import CostConfig
 from dora_jax.cost.prices import (
     DEVICE_ITEMS,
     INPUT_TOKENS,
@@ -17,6 +19,7 @@ from dora_jax.cost.prices import (
     PriceBook,
     user_price,
 )
+from dora_jax.cost.run_prices import device_price, device_price_notes
 
 ENTRY = {
     "item": "h100",
@@ -247,6 +250,26 @@ def test_a_market_price_of_over_a_year_is_stale(tmp_path, date, stale):
     book = PriceBook.load(write_book(tmp_path / "book.json", {"date": date}))
     price = book.device_price("h100")
     assert price.is_stale(datetime.date(2026, 11, 21)) == stale
+
+
+def test_a_price_book_that_does_not_price_the_device_says_so(tmp_path):
+    today = datetime.date(2026, 11, 21)
+    misspelt = CostConfig(price_book=str(write_book(tmp_path / "own.json", {"item": "h10O"})))
+    price = device_price(misspelt, "NVIDIA H100 80GB HBM3", spot=False)
+    (note,) = device_price_notes(misspelt, price, today)
+    assert f"own.json prices h10O, not h100, which costs ${price.usd:,.3f}" in note
+    set_by_hand = dataclasses.replace(misspelt, price_usd_per_device_hour=2.0)
+    assert device_price(set_by_hand, "NVIDIA H100 80GB HBM3", spot=False).usd == 2.0
+    assert not device_price_notes(set_by_hand, user_price(2.0), today)
+    # Right, and of labels alone: nothing to say.
+    right = CostConfig(price_book=str(write_book(tmp_path / "right.json", {})))
+    assert device_price(right, "h100", spot=False).usd == 4.0
+    assert not device_price_notes(right, device_price(right, "h100", spot=False), today)
+    labels = write_book(tmp_path / "labels.json", {"item": "wlp", "unit": "label"})
+    of_labels = CostConfig(price_book=str(labels))
+    assert not device_price_notes(of_labels, device_price(of_labels, "h100", spot=False), today)
+    old = device_price_notes(CostConfig(), dataclasses.replace(price, date="2024"), today)
+    assert len(old) == 1 and "ask what it costs now" in old[0]
 
 
 def test_what_a_label_costs_does_not_age(book):

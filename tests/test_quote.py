@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -171,6 +173,19 @@ def test_the_users_price_and_hours_outside_count() -> None:
     assert got.dollars == pytest.approx(2.0 * got.hours_high)
     assert "machine boot" in without.not_counted
     assert "machine boot" not in got.not_counted
+
+
+def test_the_users_price_book_counts(tmp_path: Path) -> None:
+    entry = {"item": "h200", "unit": "gpu", "kind": "on-demand", "usd": 2.5}
+    entry |= {"source": "our contract", "date": "2026-11-01"}
+    book = tmp_path / "book.json"
+    book.write_text(json.dumps({"version": 1, "date": "2026-11-01", "entries": [entry]}))
+    config = dataclasses.replace(config_at("paper"), cost=CostConfig(price_book=str(book)))
+    got = quoted("h200:1", config)
+    assert got.price.usd == 2.5
+    assert got.dollars == pytest.approx(2.5 * got.hours_high)
+    # What the user's book lacks is the packaged one's.
+    assert quoted("a100:4", config).price == quoted("a100:4").price
 
 
 def test_a_rehearsal_on_this_kind_of_cpu_is_quoted_within_half_of_its_bill() -> None:

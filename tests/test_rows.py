@@ -22,6 +22,7 @@ def write_lines(path: Path, rows: list[dict]) -> None:
     ("line", "message"),
     [
         (b'{"source": "a", "target": ', r"broken JSON \(.* at column \d+"),
+        (b'{"source": "a}', r"broken JSON \(Unterminated string starting at column 12\)"),
         (b'["a", "b"]', "expected an object with 'source' and 'target', found list"),
         (b"7", "found int"),
         (b'{"source": "a", "label": "b"}', "'target' is missing; found source, label"),

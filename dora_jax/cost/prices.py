@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dora_jax.config import CostConfig
-
 BOOK_VERSION = 1
 KINDS = ("on-demand", "spot")
 LABEL_UNITS = ("label",)
@@ -118,17 +116,6 @@ def user_price(usd: float, unit: str = "device") -> Price:
     return Price(item="user", unit=unit, usd=float(usd), source=SET_BY_USER, date=today)
 
 
-def label_price(cost: CostConfig, task: str) -> Price:
-    """USD for a human label of a task: the user's own price, else that of the price book.
-
-    Raises:
-      ValueError: the book has none for the task.
-    """
-    if cost.price_usd_per_label >= 0:
-        return user_price(cost.price_usd_per_label, unit="label")
-    return PriceBook.of_user(cost.price_book).label_price(task)
-
-
 def device_item(device_kind: str) -> str:
     """The price book's word for a JAX device: "NVIDIA H200" -> "h200".
 
@@ -187,6 +174,11 @@ class PriceBook:
         _check_together(str(path), prices)
         return cls(date=str(date), path=str(path), entries=prices)
 
+    def devices(self, *kinds: str) -> list[str]:
+        """The items that the book has a price for by the hour, of these kinds or of any."""
+        wanted = kinds or KINDS
+        return sorted({p.item for p in self.entries if p.unit in DEVICE_UNITS and p.kind in wanted})
+
     def device_price(self, device_kind: str, spot: bool = False) -> Price:
         """USD for an hour of one JAX device.
 
@@ -208,13 +200,10 @@ class PriceBook:
             return Price(item="cpu", unit="device", usd=0.0, source=NOT_PRICED, date=UNDATED)
         prices = [p for p in of_item if p.kind == kind]
         if not prices:
-            known = sorted(
-                {p.item for p in self.entries if p.unit in DEVICE_UNITS and p.kind == kind}
-            )
             raise ValueError(
                 f"{self.path} has no {kind} price for device {device_kind!r}; it has them for "
-                f"{', '.join(known)}. Give one with --gin.PRICE_USD_PER_DEVICE_HOUR=…, or bring "
-                "a price book with an entry for it."
+                f"{', '.join(self.devices(kind))}. Give one with "
+                "--gin.PRICE_USD_PER_DEVICE_HOUR=…, or bring a price book with an entry for it."
             )
         return _per_device(max(prices, key=lambda price: price._rank))
 

@@ -22,7 +22,7 @@ from dora_jax.cost.memory import (
     parameter_bytes,
     stages_memory,
 )
-from dora_jax.cost.prices import Price, PriceBook, device_item, user_price
+from dora_jax.cost.prices import Price, device_item
 from dora_jax.cost.roofline import (
     Rates,
     encoding_traffic,
@@ -31,6 +31,7 @@ from dora_jax.cost.roofline import (
     rates,
     update_traffic,
 )
+from dora_jax.cost.run_prices import device_price
 from dora_jax.cost.workload import DataFacts, StageWork, assumed_facts, stages_work
 
 NOT_COUNTED = ("machine boot", "image", "download of weights", "disk")
@@ -86,7 +87,6 @@ def quote_run(
     *,
     spot: bool = False,
     facts: DataFacts | None = None,
-    book: PriceBook | None = None,
     memory_bytes: float = math.inf,
 ) -> RunQuote:
     """What a run takes on so many devices of a kind.
@@ -97,7 +97,6 @@ def quote_run(
       devices: how many.
       spot: at the price of devices that may be taken away, interruptions included.
       facts: sizes of the data; `workload.assumed_facts` without them.
-      book: the price book; without one, the package's.
       memory_bytes: of one device, where the table does not tell (a CPU's host).
 
     Raises:
@@ -105,7 +104,7 @@ def quote_run(
     """
     item = device_item(device_kind)
     layout, facts = Layout.of(config.mesh, devices), facts or assumed_facts(config)
-    price = _price(config, item, spot, book)
+    price = device_price(config.cost, item, spot)
     found = hardware.find(item)
     planned = found.planned_bytes if found else hardware.USABLE_SHARE * memory_bytes
     if found and found.network_bytes_per_second:
@@ -215,13 +214,6 @@ def _not_counted(config: RunConfig) -> tuple[str, ...]:
     given = config.cost.uncounted_hours >= 0  # of boot, image and download
     asked = ("answers of the language model",) if llm_students(config) else ()
     return (NOT_COUNTED[3:] if given else NOT_COUNTED) + asked
-
-
-def _price(config: RunConfig, item: str, spot: bool, book: PriceBook | None) -> Price:
-    given = config.cost.price_usd_per_device_hour
-    if given >= 0:
-        return user_price(given)
-    return (book or PriceBook.load()).device_price(item, spot)
 
 
 def _lost_hours(

@@ -32,7 +32,8 @@ from dora_jax.cost import ledger as ledgers
 from dora_jax.cost.budget import Budget, BudgetReached
 from dora_jax.cost.ledger import Ledger, RunFacts
 from dora_jax.cost.meter import LAUNCH, Holding, Meter
-from dora_jax.cost.prices import Price, PriceBook, label_price, user_price
+from dora_jax.cost.prices import Price
+from dora_jax.cost.run_prices import device_price, device_price_notes, label_price
 from dora_jax.data.token_store import TokenStore
 from dora_jax.metrics.scores import Scores
 from dora_jax.parallel import hosts
@@ -128,7 +129,7 @@ class RunContext:
             opened.callback(cls._end_metering)
             devices = jax.devices()
             device_kind = devices[0].device_kind
-            price = _device_price(config, device_kind)
+            price = device_price(config.cost, device_kind, config.cost.spot)
             holding = meter.hold(device_kind, len(devices), price)
             not_counted = ledgers.NOT_COUNTED if config.cost.uncounted_hours < 0 else ()
             facts = RunFacts(directory.name, config.scale, ledgers.code_version(), not_counted)
@@ -155,7 +156,9 @@ class RunContext:
                 stopped_by=stopped_by,
             )
         context._sum_up()
-        _report_prices(context)
+        today = datetime.datetime.now(datetime.UTC).date()
+        for note in device_price_notes(config.cost, price, today):
+            context.report(f"note: {note}")
         return context
 
     @classmethod
@@ -328,23 +331,6 @@ def _require_shared(directory: Path) -> None:
             f"MODEL_DIR {directory} is not the same folder on all {hosts.count()} hosts; here it "
             f"{'is' if seen else 'is not'} that of the first one. Put it on a file system that "
             "all of them share (NFS, Lustre, a mounted bucket)."
-        )
-
-
-def _device_price(config: RunConfig, device_kind: str) -> Price:
-    price_usd = config.cost.price_usd_per_device_hour
-    if price_usd >= 0:
-        return user_price(price_usd)
-    book = PriceBook.of_user(config.cost.price_book)
-    return book.device_price(device_kind, config.cost.spot)
-
-
-def _report_prices(context: RunContext) -> None:
-    price = context.holding.price
-    if price.is_stale(datetime.datetime.now(datetime.UTC).date()):
-        context.report(
-            f"note: ${price.usd:,.3f} an hour for {price.item} is of {price.date} "
-            f"({price.source}); ask what it costs now, and set PRICE_USD_PER_DEVICE_HOUR"
         )
 
 
