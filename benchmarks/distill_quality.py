@@ -5,7 +5,8 @@
 Takes a finished rehearsal's teacher, the student as distillation starts from it, and its texts.
 Theirs (`authors_protocol.py`): the teacher runs in every update, over padded rows. Ours: one
 labelling pass, then packed updates on the entries kept. Both take the same number of updates of 32
-texts, the run's learning rates and no human label. Both students decode the test split, and the
+texts, the run's learning rates and no human label. `--dtype` is of our activations, of teacher and
+student; theirs stay float32, and so do all parameters. Both students decode the test split, and the
 difference stands with its paired bootstrap interval: ours shall not be below it. Needs the `test`
 extra.
 """
@@ -67,6 +68,7 @@ class Setting:
 
 
 def read(run: Path, updates: int) -> Setting:
+    """The run's networks, texts and settings; the networks in float32."""
     config = manifest.read_json(run / "config.json")
     mesh = make_mesh(devices=jax.devices()[:1])
     teacher, teacher_params = weights.trained(run, "teach").read(mesh, None)
@@ -132,8 +134,13 @@ def our_params(network: T5Config, model: Any) -> Any:
     return tree
 
 
-def our_student(setting: Setting, folder: Path) -> Any:
-    """The student's parameters after one labelling pass and packed updates."""
+def our_student(setting: Setting, folder: Path, dtype: str) -> Any:
+    """The student's parameters after one labelling pass and packed updates, computed in `dtype`."""
+    setting = dataclasses.replace(
+        setting,
+        teacher=dataclasses.replace(setting.teacher, dtype=dtype),
+        student=dataclasses.replace(setting.student, dtype=dtype),
+    )
     mesh = make_mesh(devices=jax.devices()[:1])
     texts = setting.store.examples("unlabeled")
     config = LabelConfig(top_k=setting.top_k)
@@ -202,6 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--run", required=True, help="a finished run whose networks fit a CPU")
     parser.add_argument("--updates", type=int, default=0, help="0: as many as the run took")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", default="", help="file for the figures")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -213,7 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name, make in (
             ("theirs", lambda: their_student(setting)),
-            ("ours", lambda: our_student(setting, Path(temporary, "labels"))),
+            ("ours", lambda: our_student(setting, Path(temporary, "labels"), args.dtype)),
         ):
             began = time.perf_counter()
             params = make()
@@ -227,12 +235,18 @@ def main() -> None:
     print(
         f"{task} {metric}, {setting.updates} updates: teacher {values['teacher']:.1f}, their "
         f"student {values['theirs']:.1f} ({seconds['theirs']:.0f} s), ours {values['ours']:.1f} "
-        f"({seconds['ours']:.0f} s)\nours - theirs = {paired.difference:+.2f} "
+        f"({seconds['ours']:.0f} s, {args.dtype})\nours - theirs = {paired.difference:+.2f} "
         f"[{low:+.2f}, {high:+.2f}], p = {paired.p_value:.3f}: "
         + ("ours is worse" if high < 0 else "ours is not worse")
     )
     if args.json:
-        content = {"metric": metric, "values": values, "seconds": seconds, **paired._asdict()}
+        content = {
+            "metric": metric,
+            "dtype": args.dtype,
+            "values": values,
+            "seconds": seconds,
+            **paired._asdict(),
+        }
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
