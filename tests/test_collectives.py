@@ -70,10 +70,28 @@ TPU = """
 %search (x: (s32[], f32[10])) -> (s32[], f32[10]) {
   %e = f32[4]{0} reduce-scatter(%x), channel_id=5, replica_groups={{0,1,2,3}}, to_apply=%sum
 }
+%ring_condition (x: (u32[], f32[10], s32[])) -> pred[] {
+  %eight = u32[]{:T(128)} constant(8), metadata={op_name="dot_general"}
+  %n = u32[]{:T(128)} get-tuple-element(%x), index=0
+  ROOT %less = pred[]{:T(512)} compare(%n, %eight), direction=LT
+}
+%ring (x: (u32[], f32[10], s32[])) -> (u32[], f32[10], s32[]) {
+  %one = s32[]{:T(128)} constant(1)
+  %two = u32[]{:T(128)} constant(2)
+  %eight = u32[]{:T(128)} constant(8)
+  %other = s32[]{:T(128)} get-tuple-element(%x), index=2
+  %m = u32[]{:T(128)} get-tuple-element(%x), index=0, metadata={op_name="dot_general"}
+  %q = s32[]{:T(128)} add(%other, %one)
+  %wrapped = u32[]{:T(128)} add(%m, %eight)
+  %r = u32[]{:T(128)} add(%m, %two), metadata={op_name="dot_general"}
+  %g = f32[10]{0} collective-permute(%x), channel_id=6, source_target_pairs={{0,1},{1,0}}
+  ROOT %t = (u32[]{:T(128)}, f32[10], /*index=2*/s32[]) tuple(%r, %g, /*index=2*/%q)
+}
 ENTRY %main (x: f32[10]) -> f32[10] {
   %w = (s32[], f32[10]) while(%x), condition=%condition, body=%body
   %p = f32[10]{0} fusion(%x), kind=kLoop, calls=%piece
   %v = (s32[], f32[10]) while(%x), condition=%whole, body=%search
+  %u = (u32[], f32[10], s32[]) while(%x), condition=%ring_condition, body=%ring
   %s = (f32[5], f32[20]) all-gather-start(%x), channel_id=4, replica_groups=[1,4]<=[4]
   %d = f32[20] all-gather-done(%s)
 }
@@ -81,12 +99,13 @@ ENTRY %main (x: f32[10]) -> f32[10] {
 
 
 def test_what_tpu_programs_write_is_read() -> None:
-    """Trips from a constant; groups by mesh axes; pieces of one operation count once."""
+    """Trips from a constant, in steps; groups by mesh axes; pieces of one operation count once."""
     sent = bytes_sent(TPU, unknown_trips=7)
     assert sent["all-reduce"] == pytest.approx(24 * 2 * 40 * 3 / 4)
     piece = 24 * 20 / 2  # its channel is used outside the loop too
     assert sent["all-gather"] == pytest.approx(24 * 40 * 3 / 4 + piece + 80 * 3 / 4)
     assert sent["reduce-scatter"] == pytest.approx(7 * 16 * 3)
+    assert sent["collective-permute"] == pytest.approx(8 / 2 * 40)
 
 
 def test_a_program_of_one_device_sends_nothing() -> None:

@@ -23,9 +23,13 @@ _CALLED = re.compile(
     r"|\bbranch_computations=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?\}')
-# TPU programs do not carry it: their loops over layers compare a counter with a constant.
-_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+# TPU programs do not carry it: a condition compares one number of the loop with a constant, and
+# the body adds another to it (products taken while their operands go round add two).
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* get-tuple-element\(.*?\), index=(\d+)")
+_SUM = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* add\(%([\w.\-]+), %([\w.\-]+)\)")
+_RESULT = re.compile(r"^  ROOT .* tuple\(([^()]*)\)")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -36,6 +40,29 @@ class _Collective(NamedTuple):
     kind: str
     channel: str  # pieces of one operation, spread over other work, share it; "": has none
     bytes: float
+
+
+class _Counters(NamedTuple):
+    """The whole numbers of one computation, by which its loop may count."""
+
+    constants: dict[str, int]  # by name
+    elements: dict[str, int]  # of the tuple that it is given: by name, which one
+    sums: dict[str, tuple[str, str]]
+    results: list[str]  # names
+
+    @property
+    def limit(self) -> int | None:
+        """Of a condition: what it compares with."""
+        return max(self.constants.values(), default=None)
+
+    def step(self, condition: _Counters) -> int:
+        """Of a body: what it adds to the number that the condition reads; 1 if that is not told."""
+        for place in condition.elements.values():
+            result = self.results[place] if place < len(self.results) else ""
+            one, other = self.sums.get(result, ("", ""))
+            if self.elements.get(one) == place and self.constants.get(other):
+                return self.constants[other]
+        return 1
 
 
 class _Call(NamedTuple):
@@ -77,7 +104,7 @@ def _computations(
     """What each computation sends itself, what it calls how often, and which is the first."""
     sent: dict[str, list[_Collective]] = collections.defaultdict(list)
     calls: dict[str, list[_Call]] = collections.defaultdict(list)
-    limits = _limits(text)
+    counters = _counters(text)
     entry = here = ""
     for line in text.splitlines():
         if opened := _COMPUTATION.match(line):
@@ -90,25 +117,38 @@ def _computations(
             sent[here].append(_Collective(found[2], channel[1] if channel else "", amount))
         times = 1
         if " while(" in line:
-            known, condition = _TRIPS.search(line), _CONDITION.search(line)
-            limit = limits.get(condition[1]) if condition else None
-            times = int(known[1]) if known else limit or unknown_trips
+            known, loop = _TRIPS.search(line), _LOOP.search(line)
+            counted = _turns(counters[loop[1]], counters[loop[2]]) if loop else None
+            times = int(known[1]) if known else counted or unknown_trips
         for one, several in _CALLED.findall(line):
             names = [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
             calls[here] += [_Call(name, times) for name in names]
     return sent, calls, entry
 
 
-def _limits(text: str) -> dict[str, int]:
-    """The largest whole number in each computation that has one."""
-    limits: dict[str, int] = {}
+def _counters(text: str) -> dict[str, _Counters]:
+    """Of every computation."""
+    counters: dict[str, _Counters] = collections.defaultdict(lambda: _Counters({}, {}, {}, []))
     here = ""
     for line in text.splitlines():
         if opened := _COMPUTATION.match(line):
             here = opened[2]
-        elif found := _LIMIT.search(line):
-            limits[here] = max(limits.get(here, 0), int(found[1]))
-    return limits
+        elif found := _CONSTANT.search(line):
+            counters[here].constants[found[1]] = int(found[2])
+        elif found := _ELEMENT.search(line):
+            counters[here].elements[found[1]] = int(found[2])
+        elif found := _SUM.search(line):
+            counters[here].sums[found[1]] = found[2], found[3]
+        elif found := _RESULT.match(line):
+            names = [name.split()[-1].lstrip("%") for name in found[1].split(",")]
+            counters[here].results.extend(names)
+    return counters
+
+
+def _turns(condition: _Counters, body: _Counters) -> int | None:
+    """How often a loop turns that counts from 0; None where it cannot be told."""
+    limit = condition.limit
+    return limit and math.ceil(limit / body.step(condition))
 
 
 def _group_size(line: str) -> int:
