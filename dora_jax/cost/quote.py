@@ -174,7 +174,7 @@ class _Quoter(NamedTuple):
             position = position_traffic(work.network, work.decoding, self.layout)
             batch += position.times(work.decoding.positions)
             passed = layers + work.decoding.positions * work.network.num_decoder_layers
-            low, high, decode_bound = self.rates.range(batch, passed)
+            low, high, decode_bound = self.rates.decoding().range(batch, passed)
             decode_low, decode_high = low * work.decoding.batches, high * work.decoding.batches
             if work.train is None:
                 step_low, step_high, bound = low, high, decode_bound
@@ -207,7 +207,9 @@ class _Quoter(NamedTuple):
         )
         moved = work.checkpoints * saved * parameters + work.loads_weights * 4 * parameters
         disk = moved / self.seconds["bytes_per_second_of_disk"]
-        return self.seconds["stage"] + work.programs * self.seconds["program"] + disk
+        compiling = work.programs * self.seconds["program"]
+        compiling += work.decoding_programs * self.seconds["decoding_program"]
+        return self.seconds["stage" if work.train else "decoding_stage"] + compiling + disk
 
 
 def _not_counted(config: RunConfig) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 Each of them has its own time, the least that the device needs for it; they overlap, so the
 longest one bounds the step (S. Williams et al., "Roofline", CACM 52, 2009). What is reached in
 practice is a share of it (`calibrations.json`, "efficiency"). A CPU's figures are measured on
-whole updates, so that its share is 1.
+whole updates and on decoding, so that its share is 1.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ class Rates(NamedTuple):
     efficiency_source: str
     layer_seconds: float  # of one pass through a layer, however little there is to do
     network_bytes_per_second: float = math.inf  # of a host, one direction
+    decoding_bytes_per_second: float = 0.0  # of memory, where decoding reaches another rate
+
+    def decoding(self) -> Rates:
+        """The same while decoding."""
+        reached = self.decoding_bytes_per_second or self.memory_bytes_per_second
+        return self._replace(memory_bytes_per_second=reached)
 
     def seconds(self, traffic: Traffic) -> dict[str, float]:
         """By what the time goes into: "arithmetic", "memory", "links", "network"."""
@@ -93,6 +99,7 @@ def rates(item: str) -> Rates:
             1.0,
             f"{cpu['source']} ({cpu['date']})",
             calibrated.seconds["cpu"]["layer"],
+            decoding_bytes_per_second=cpu["decoding_bytes_per_second"],
         )
     found = hardware.find(item)
     if found is None:

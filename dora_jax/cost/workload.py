@@ -58,7 +58,8 @@ class StageWork(NamedTuple):
     target_length: int
     useful: TokenCounts  # of an update, without padding
     decoding: Decoding | None
-    programs: int  # to compile
+    programs: int  # of updates, to compile
+    decoding_programs: int
     checkpoints: int  # written
     loads_weights: bool
 
@@ -163,7 +164,8 @@ class _Plan(NamedTuple):
             target_length=lengths[1],
             useful=_mean_counts(examples, source_tokens, target_tokens),
             decoding=decoding,
-            programs=train.row_buckets + (_EVALUATION_WIDTHS if decoding else 0),
+            programs=train.row_buckets,
+            decoding_programs=_EVALUATION_WIDTHS if decoding else 0,
             checkpoints=train.train_steps // train.checkpoint_every_steps + max(1, evaluations),
             loads_weights=bool(source.weights) and not is_pretraining,
         )
@@ -185,7 +187,7 @@ class _Plan(NamedTuple):
     ) -> StageWork:
         nothing = TokenCounts(0, 0, 0, 0, 0)
         # Evaluation finds the programs of validation, which the stage before has compiled.
-        return StageWork(stage, network, None, 0, 0, 0, 0, nothing, decoding, programs, 0, True)
+        return StageWork(stage, network, None, 0, 0, 0, 0, nothing, decoding, 0, programs, 0, True)
 
     def _decoding(self, times: int, examples: int, batch_size: int) -> Decoding:
         rows = _multiple(batch_size, self.row_shards)
