@@ -24,9 +24,9 @@ run: .venv/.base ## the whole job on gin/wlp_distill.gin; ARGS="--gin.NAME=value
 test: .venv/.test ## the tests but the slow ones; ARGS="-k name" chooses some
 	@exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-# One after the other: most of them start processes of their own.
+# Two workers here too: most wait for processes of their own, which compile on one core each.
 test-slow: .venv/.test ## the slow tests: whole runs, many processes, a browser, a scheduler
-	@exec .venv/bin/python -m pytest -m slow $(ARGS)
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 # pyright knows no mapped packages (dora_jax.tasks is tasks/), so it reads a copy in which they
 # lie where they are imported from; its output names the files as they are here.

@@ -7,8 +7,9 @@
 Theirs is `authors_protocol.py`. Ours is one labelling pass that keeps 64 entries a token in a
 soft-label store, then packed updates from it, on 32 examples each. Both: T5 v1.1 shapes with the
 same random weights, the same WLP texts (`DORA_DATA_DIR`, else the bundled sample, and the output
-says which), AdamW, dropout 0.1, and on both sides float32 (on a GPU bfloat16) unless said
-otherwise: `--dtype=bfloat16` serves a CPU with AMX, on which `--their_dtype` is another question.
+says which), AdamW, dropout 0.1. Ours computes in bfloat16, as `gin/protocols/kang_2023.gin` does,
+unless the CPU cannot multiply it; theirs as `transformers` is used: in float32 on a CPU, in
+bfloat16 on a GPU. `--dtype=float32`, or `--their_dtype=bfloat16`, compares at one precision.
 
 Random weights never write EOS, so both sides force it at the length of each row's gold target;
 without it ("unforced") every row would have 128 tokens, and those figures stand beside. The sides
@@ -244,8 +245,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=50, help="of the job")
     parser.add_argument("--texts", type=int, default=0, help="of the job; 0: all unlabelled")
     parser.add_argument("--pieces", type=int, default=4000, help="pieces of the vocabulary")
-    parser.add_argument("--dtype", choices=DTYPES, help="float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--their_dtype", choices=DTYPES, help="of theirs, if another")
+    parser.add_argument("--dtype", choices=DTYPES, help="ours: bfloat16 where it is multiplied")
+    parser.add_argument("--their_dtype", choices=DTYPES, help="float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument(
         "--price_usd_per_device_hour", type=float, default=-1.0, help="-1: of the price book"
     )
@@ -264,11 +265,17 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def has_amx() -> bool:
+    """Whether this CPU multiplies bfloat16 in tiles, several times as fast as float32."""
+    flags = Path("/proc/cpuinfo")
+    return flags.is_file() and "amx_bf16" in flags.read_text(encoding="utf-8")
+
+
 def setting(args: argparse.Namespace) -> Setting:
     """Networks, weights and texts; EOS at the length of the gold target."""
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
-    dtype = args.dtype or ("bfloat16" if gpu else "float32")
-    their_dtype = args.their_dtype or dtype
+    dtype = args.dtype or ("bfloat16" if gpu or has_amx() else "float32")
+    their_dtype = args.their_dtype or ("bfloat16" if gpu else "float32")
 
     def network(size: str) -> T5Config:
         known = NETWORKS[f"t5_1_1_{size}"]

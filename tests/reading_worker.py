@@ -1,6 +1,6 @@
 """One of several processes that read a checkpoint; tells how many bytes of it this one read.
 
-python reading_worker.py ADDRESS PROCESSES PROCESS_ID FOLDER FSDP
+python reading_worker.py ADDRESS PROCESSES PROCESS_ID FOLDER FSDP…
 """
 
 from __future__ import annotations
@@ -42,23 +42,29 @@ def checksum(params: object) -> float:
     return float(total(params))
 
 
-def main(address: str, processes: str, process_id: str, folder: str, fsdp: str) -> None:
-    jax.config.update("jax_platforms", "cpu")
-    jax.distributed.initialize(address, int(processes), int(process_id))
-    mesh, place = make_mesh(fsdp=int(fsdp)), Path(folder)
+def read(place: Path, fsdp: int) -> dict[str, tuple[int, float]]:
+    """Bytes and checksum of a folder, and of what was saved on this mesh before."""
+    mesh = make_mesh(fsdp=fsdp)
     before = bytes_read()
     params = native_folder.load(place / "folder", mesh)[1]
     read_first = bytes_read() - before
-    checkpoints = native.Checkpoints(place / "best", keep=1)
+    best = place / f"best-{fsdp}"
+    checkpoints = native.Checkpoints(best, keep=1)
     checkpoints.save(STEP, params, {})
     checkpoints.close()
     between = bytes_read()
-    restored = native.restore_best(place / "best", STEP, abstract_params(NETWORK, mesh))
-    told = {
-        "folder": [read_first, checksum(params)],
-        "best": [bytes_read() - between, checksum(restored)],
+    restored = native.restore_best(best, STEP, abstract_params(NETWORK, mesh))
+    return {
+        "folder": (read_first, checksum(params)),
+        "best": (bytes_read() - between, checksum(restored)),
     }
-    (place / f"told-{process_id}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def main(address: str, processes: str, process_id: str, folder: str, *fsdp: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.distributed.initialize(address, int(processes), int(process_id))
+    told = {each: read(Path(folder), int(each)) for each in fsdp}
+    (Path(folder) / f"told-{process_id}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":
