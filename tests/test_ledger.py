@@ -29,7 +29,7 @@ from dora_jax.cost.prices import NOT_PRICED, PriceBook, user_price
 
 FACTS = RunFacts(run="wlp_distill-rehearsal", scale="rehearsal", code_version="v0.1-3-gabc")
 BOOK = PriceBook.load()
-A100S = Holding("NVIDIA A100-SXM4-40GB", 4, BOOK.device_price("NVIDIA A100-SXM4-40GB"))
+A100S = Holding("NVIDIA A100-SXM4-80GB", 4, BOOK.device_price("NVIDIA A100-SXM4-80GB"))
 CPU = Holding("cpu", 1, BOOK.device_price("cpu"))
 
 
@@ -48,7 +48,7 @@ def test_a_stage_costs_its_seconds_times_the_devices_held():
     assert row.device_hours == 4.0  # 3,600 seconds on four devices
     assert row.dollars == 4 * 1.875
     assert (row.price_usd_per_unit, row.unit, row.price_date) == (1.875, "gpu", "2023")
-    assert (row.device_kind, row.devices_held) == ("NVIDIA A100-SXM4-40GB", 4)
+    assert (row.device_kind, row.devices_held) == ("NVIDIA A100-SXM4-80GB", 4)
     assert row.tokens_per_second == 10_000
     assert row.tokens_per_dollar == 36_000_000 / 7.5
     assert (row.run, row.scale, row.code_version) == (FACTS.run, "rehearsal", "v0.1-3-gabc")

@@ -35,7 +35,7 @@ from dora_jax.stopping import Interrupted, StopRequest
 from dora_jax.train import loop
 from dora_jax.train.loop import Progress, Training, Validate
 from dora_jax.train.metrics_log import MetricsLog
-from dora_jax.train.step import init_params
+from dora_jax.train.step import StepMetrics, init_params
 
 pytestmark = pytest.mark.usefixtures("compiled_cheaply")
 
@@ -232,6 +232,49 @@ def test_every_metric_stands_over_updates_and_over_money(tmp_path: Path) -> None
     assert [step for step, _ in over_money] == [123, 35_000]  # hundredths of a cent
     assert [values for _, values in over_money] == [values for _, values in over_updates]
     assert over_money[1][1]["loss"] == pytest.approx(0.05)
+
+
+class _Device:
+    """Takes two seconds for an update, beside a host that takes none; its clock is `time`."""
+
+    def __init__(self) -> None:
+        self.now = self.busy_until = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def update(self) -> StepMetrics:
+        self.busy_until = max(self.now, self.busy_until) + 2.0
+        loss: Any = _Loss(self, self.busy_until)
+        return StepMetrics(loss, loss)
+
+
+@dataclasses.dataclass
+class _Loss:
+    device: _Device
+    done: float
+
+    def block_until_ready(self) -> None:
+        self.device.now = max(self.device.now, self.done)
+
+    def __float__(self) -> float:
+        return 1.0
+
+
+def test_work_counts_with_the_seconds_that_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the first row, and where a validation waits for the update in flight."""
+    device, window = _Device(), loop._Window()
+    monkeypatch.setattr(loop, "time", device)
+    for step in range(1, 31):
+        window.add(step, device.update(), tokens=100, flops=7.0, dispatch_seconds=0.0)
+        if step == 15:
+            window.wait()
+            device.now += 50.0  # the validation
+        if step % 10 == 0:
+            values = window.take()
+            assert values is not None
+            assert values["tokens_per_second"] == pytest.approx(50.0)
+            assert window.taken.flops / window.taken.seconds == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize(

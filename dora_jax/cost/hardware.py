@@ -97,10 +97,10 @@ def parse_devices(text: str) -> list[Devices]:
                 f"hardware {written!r}: there is no {item!r} in the table; it has "
                 f"{', '.join(known)}. Write KIND:COUNT, as in h100:8."
             )
-        if colon and (not count.isdecimal() or int(count) < 1):
+        if colon and not (count.isdecimal() and len(count) < 6 and int(count) > 0):
             raise ValueError(
-                f"hardware {written!r}: the count is {count!r}; expected how many devices, "
-                f"1 or more, as in {item}:8."
+                f"hardware {written[:40]!r}: the count is {count[:20]!r}; expected how many "
+                f"devices, 1 to 99999, as in {item}:8."
             )
         found.append(Devices(item, int(count) if colon else 1, written))
     if not found:

@@ -43,9 +43,9 @@ TPU_DEVICES_PER_CHIP = {"v2": 2, "v3": 2, "v4": 1, "v5e": 1, "v5p": 1, "v6e": 1}
 # Source: TPU names from jax/_src/pallas/mosaic/tpu_info.py, GPU names as CUDA reports them.
 DEVICE_ITEMS = {
     "cpu": "cpu",
-    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
     "NVIDIA A100-SXM4-80GB": "a100",
-    "NVIDIA A100-PCIE-40GB": "a100",
+    "NVIDIA A100-PCIE-40GB": "a100-40gb",
     "NVIDIA A100 80GB PCIe": "a100",
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H200": "h200",
@@ -136,7 +136,7 @@ class PriceBook:
     def of_user(cls, path: str) -> PriceBook:
         """The user's own book before the packaged one; "" names none.
 
-        What the user's book has a price for, in whatever kind, is taken from it alone.
+        What the user's book has a price for, on demand or on spot, is taken from it alone.
         """
         packaged = cls.load()
         if not path:
@@ -144,8 +144,8 @@ class PriceBook:
         if not Path(path).is_file():
             raise ValueError(f"There is no price book {path}; docs/dollars.md shows its form.")
         own = cls.load(path)
-        priced = {(p.item, p.unit in DEVICE_UNITS) for p in own.entries}
-        rest = [p for p in packaged.entries if (p.item, p.unit in DEVICE_UNITS) not in priced]
+        priced = {_what(price) for price in own.entries}
+        rest = [price for price in packaged.entries if _what(price) not in priced]
         return cls(own.date, f"{path} and the packaged price book", (*own.entries, *rest))
 
     @classmethod
@@ -238,6 +238,11 @@ class PriceBook:
         return max(prices, key=lambda price: price._rank)
 
 
+def _what(price: Price) -> tuple[str, bool, str]:
+    """What a price is for: two of one such thing take each other's place."""
+    return price.item, price.unit in DEVICE_UNITS, price.kind
+
+
 def _per_device(price: Price) -> Price:
     if price.devices_per_unit == 1:
         return price
@@ -259,6 +264,12 @@ def _check_date(where: str, date: Any, allow_undated: bool = True) -> None:
             f'{where}: "date" is {date!r}; expected YYYY, YYYY-MM or YYYY-MM-DD'
             + (f', or "{UNDATED}" where the source has none.' if allow_undated else ".")
         )
+    try:
+        first = datetime.date.fromisoformat(date + "-01-01"[len(date) - 4 :])
+    except ValueError as error:
+        raise ValueError(f'{where}: "date" is {date!r}: {error}.') from None
+    if first > datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1):
+        raise ValueError(f'{where}: "date" is {date!r}, which is still to come.')
 
 
 def _read_entry(where: str, row: Any) -> Price:

@@ -261,6 +261,7 @@ class _Run:
         """What is kept must not be broken. Copying the state waits for the device anyway."""
         metrics = self.window.updates[-1][1]
         with self.t.meter.phase("step"):
+            self.window.wait()
             loss, gradient_norm = float(metrics.loss), float(metrics.gradient_norm)
         self._require_finite("loss", loss, step)
         self._require_finite("gradient norm", gradient_norm, step)
@@ -301,20 +302,27 @@ class _Window:
     """The updates since the last log row; only those that have surely finished are fetched."""
 
     updates: list[tuple[int, StepMetrics]] = dataclasses.field(default_factory=list)
-    work: _Work = _Work()
+    in_flight: _Work = _Work()  # of the last update, until it was waited for
+    work: _Work = _Work()  # of the others
     taken: _Work = _Work()  # of the row taken last
     last_step: int = 0  # likewise
 
     def add(
         self, step: int, metrics: StepMetrics, tokens: int, flops: float, dispatch_seconds: float
     ) -> None:
-        began = time.monotonic()
-        if self.updates:
-            # Waits for the update before this one: one stays in flight, not a queue of them.
-            self.updates[-1][1].loss.block_until_ready()
+        self.wait()  # for the update before this one: one stays in flight, not a queue of them
         self.updates.append((step, metrics))
-        seconds = self.work.seconds + dispatch_seconds + time.monotonic() - began
-        self.work = _Work(self.work.tokens + tokens, self.work.flops + flops, seconds)
+        self.in_flight = _Work(tokens, flops, dispatch_seconds)
+
+    def wait(self) -> None:
+        """Until the last update has finished: from then on its work counts."""
+        if not self.updates:
+            return
+        began = time.monotonic()
+        self.updates[-1][1].loss.block_until_ready()
+        waited = _Work(seconds=time.monotonic() - began)
+        self.work = _Work(*map(sum, zip(self.work, self.in_flight, waited, strict=True)))
+        self.in_flight = _Work()
 
     def take(self) -> dict[str, float] | None:
         """Means over the finished updates, which leave the window; None where there is none."""
