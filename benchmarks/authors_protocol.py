@@ -66,6 +66,8 @@ def torch_model(network: T5Config, params: Any, device: str, dropout: float) -> 
                 tensor = torch.from_dlpack(jnp.asarray(leaf, jnp.float32))
                 transposed = names.is_transposed(path) and tensor.ndim == 2
                 targets[source.name].copy_(tensor.T if transposed else tensor)
+                if device == "cuda":  # before JAX takes the array's memory for the next one
+                    torch.cuda.synchronize()
     return model
 
 

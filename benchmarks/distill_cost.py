@@ -20,9 +20,11 @@ arithmetic is printed; our compilation is counted, once. Needs the `test` extra.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,9 +256,12 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.repeats = args.repeats or (5 if args.quick else 10)
     if args.price_usd_per_device_hour < 0:
-        price = PriceBook.load().device_price(jax.devices()[0].device_kind)
-        args.price_usd_per_device_hour = price.usd if price.is_set else 1.0
-        known = f"{price.source}, {price.date}" if price.is_set else "taken, for want of a price"
+        usd, known = 1.0, "taken, for want of a price"
+        with contextlib.suppress(ValueError):  # of a device that the book does not know
+            price = PriceBook.load().device_price(jax.devices()[0].device_kind)
+            if price.is_set:
+                usd, known = price.usd, f"{price.source}, {price.date}"
+        args.price_usd_per_device_hour = usd
         say(f"{args.price_usd_per_device_hour} USD an hour: {known}; the ratio is free of it")
     if not args.texts:
         folder = os.environ.get("DORA_DATA_DIR", "")
@@ -274,6 +279,10 @@ def has_amx() -> bool:
 def setting(args: argparse.Namespace) -> Setting:
     """Networks, weights and texts; EOS at the length of the gold target."""
     gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
+    if args.teacher in ("xl", "xxl") and not gpu:
+        sees = f"torch {'sees' if torch.cuda.is_available() else 'does not see'} a GPU, JAX "
+        sees += "sees one" if jax.default_backend() == "gpu" else "does not"
+        sys.exit(f"--teacher={args.teacher} needs a GPU that both sides see; {sees}.")
     dtype = args.dtype or ("bfloat16" if gpu or has_amx() else "float32")
     their_dtype = args.their_dtype or ("bfloat16" if gpu else "float32")
 
@@ -284,10 +293,9 @@ def setting(args: argparse.Namespace) -> Setting:
 
     teacher, student = network(args.teacher), network("small")
     mesh = make_mesh(devices=jax.devices()[:1])
-    # In one program, so that no whole tree in float32 stands beside the one that is kept.
-    teacher_params = jax.jit(
-        lambda: jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(teacher, 0, mesh))
-    )()
+    # Drawn in the dtype that is kept: no whole tree in float32 stands beside it.
+    teacher = dataclasses.replace(teacher, param_dtype=dtype)
+    teacher_params = init_params(teacher, 0, mesh)
     student_params = init_params(student, 1, mesh)
     examples, origin = wlp_examples(args.pieces)
     say(

@@ -130,7 +130,8 @@ def set_up_jax(compilation_cache: str) -> None:
     """Settings that JAX and TensorFlow read at their start; "" keeps no compilation cache."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # JAX takes three quarters of a GPU by default; nothing else runs on a rented one.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # its newer name; both are an error
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     import jax
 
     if compilation_cache:

@@ -105,6 +105,7 @@ def test_against_sums_in_float64() -> None:
         ("bfloat16", 64, 512, 511, False),
         ("bfloat16", 64, 512, 192, False),  # 64 modulo 128
         ("bfloat16", 64, 192, 512, True),
+        ("bfloat16", 64, 32, 512, False),  # few queries
     ],
 )
 def test_what_cudnn_takes(dtype: str, head_dim: int, queries: int, keys: int, taken: bool) -> None:

@@ -109,12 +109,14 @@ def cudnn_takes(dtype: str, head_dim: int, queries: int, keys: int) -> bool:
     jax/_src/cudnn/fused_attention_stablehlo.py, 0.10.2). Not numbers of keys that are 64 modulo
     128: with a mask, the backward pass on Hopper then gives NaN for rows whose log-sum is below
     -88 (github.com/pytorch/pytorch/issues/196678, September 2026), which T5's unscaled logits
-    may reach.
+    may reach; nor fewer than 64 queries, where the same was seen for a single one
+    (github.com/NVIDIA/cudnn-frontend/issues/1072) and XLA loses little.
     """
     return (
         dtype == "bfloat16"
         and head_dim <= 128
         and head_dim % 8 == 0
+        and queries >= 64
         and queries % 2 == 0
         and keys % 2 == 0
         and keys % 128 != 64
