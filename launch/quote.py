@@ -10,15 +10,20 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
     runpy.run_path(str(Path(__file__).resolve().with_name("as_script.py")))
 
 import argparse
+import contextlib
 import dataclasses
+import datetime
 import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dora_jax.cost import hardware
+from dora_jax.cost.charging import buys_labels
 from dora_jax.cost.hardware import Devices
+from dora_jax.cost.memory import Layout
 from dora_jax.cost.quote import RunQuote, quote_run
+from dora_jax.cost.run_prices import device_price_notes, label_price
 from dora_jax.launch import gin_config
 from dora_jax.launch.command_line import exit_status, gin_help, parse, require_place
 from dora_jax.launch.run_files import SCALES, run_files
@@ -28,10 +33,10 @@ if TYPE_CHECKING:
     from dora_jax.config import RunConfig
     from dora_jax.cost.workload import DataFacts
 
-HARDWARE = {
-    "paper": "a100-40gb:4,a100:4,h100:8,h200:1,v4:32,v5e:64,v5p:8,v6e:16",
-    "rehearsal": "cpu",
-}
+# Tried from the first on, where --hardware does not say: hosts and slices come in powers of two,
+# slices of v4 and v5p from four chips on.
+FEWEST_CHIPS = {"v4": 4, "v5p": 4}
+MOST_DEVICES = 256
 DESCRIPTION = """\
 Tells what a run will take on given hardware before it is rented: whether every stage fits, hours
 and dollars of each, on demand and on spot, and which hardware is cheapest. Nothing is started and
@@ -51,6 +56,7 @@ class Offer(NamedTuple):
     written: str  # the hardware as it was asked for
     on_demand: RunQuote
     spot: RunQuote | None
+    notes: tuple[str, ...] = ()  # what a person should know before relying on it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hardware",
         metavar="KIND:COUNT,…",
-        help=f"of {', '.join(hardware.table())}, cpu (default: some of each that hold T5-XXL)",
+        help=f"of {', '.join(hardware.table())}, cpu (default: of each the fewest that fit)",
     )
     parser.add_argument(
         "--json", metavar="FILE", help="write the quotes there; -: print them instead of tables"
@@ -109,7 +115,12 @@ def _quote(arguments: list[str]) -> int:
     from dora_jax.launch.quote_tables import print_quotes
 
     facts = data_facts(config)
-    asked = hardware.parse_devices(flags.hardware or HARDWARE[config.scale])
+    if flags.hardware:
+        asked = hardware.parse_devices(flags.hardware)
+    elif config.scale == "rehearsal":
+        asked = hardware.parse_devices("cpu")
+    else:
+        asked = [fewest(config, item, facts) for item in hardware.table()]
     offers = [offer(config, devices, facts) for devices in asked]
     account = as_json(config, facts, offers)
     account["fit_with_bfloat16_parameters"] = _fit_in_bfloat16(config, asked, offers, facts)
@@ -140,6 +151,19 @@ def _audit(flags: argparse.Namespace, overrides: list[gin_config.Override]) -> i
     return 0
 
 
+def fewest(config: RunConfig, item: str, facts: DataFacts) -> Devices:
+    """The smallest number of devices of a kind that holds the run, or the largest tried."""
+    count = FEWEST_CHIPS.get(item, 1)
+    while True:
+        devices = Devices(item, count, f"{item}:{count}")
+        if count >= MOST_DEVICES:
+            return devices
+        with contextlib.suppress(ValueError):  # the mesh wants more of them
+            if quote_run(config, item, count, facts=facts).fits:
+                return devices
+        count *= 2
+
+
 def offer(config: RunConfig, devices: Devices, facts: DataFacts) -> Offer:
     """The run on these devices.
 
@@ -162,7 +186,21 @@ def offer(config: RunConfig, devices: Devices, facts: DataFacts) -> Offer:
         spot = None if devices.hardware == "cpu" else quoted(True)
     except ValueError:  # the book has no spot price for it
         spot = None
-    return Offer(devices.written, quoted(False), spot)
+    on_demand, today = quoted(False), datetime.datetime.now(datetime.UTC).date()
+    prices = [on_demand.price] + ([spot.price] if spot else [])
+    notes = [note for price in prices for note in device_price_notes(config.cost, price, today)]
+    return Offer(devices.written, on_demand, spot, (*_sharing(config, devices), *notes))
+
+
+def _sharing(config: RunConfig, devices: Devices) -> list[str]:
+    """Says where the devices cannot share the teacher, which then lies whole on each."""
+    layout, network = Layout.of(config.mesh, devices.count), config.teacher.network
+    if layout.sharing(network) == layout.fsdp * layout.tensor:
+        return []
+    return [
+        f"{layout.fsdp} devices do not divide the teacher's embedding of {network.emb_dim:,}, so "
+        "that each holds all of it; take a power of two, or set FSDP"
+    ]
 
 
 def _fit_in_bfloat16(
@@ -180,18 +218,27 @@ def _fit_in_bfloat16(
 
 def as_json(config: RunConfig, facts: DataFacts, offers: Sequence[Offer]) -> dict:
     """The quotes as `--json` writes them; docs/quote.md explains the fields."""
-    fitting = [each for each in offers if each.on_demand.fits]
+    fitting = [each for each in offers if each.on_demand.fits and each.on_demand.price.is_set]
     on_spot = [each for each in fitting if each.spot]
     return {
         "run": config.model_dir,
         "scale": config.scale,
         "data": facts._asdict(),
+        "labels": _labels(config, facts),
         "quotes": [_one_as_json(each) for each in offers],
         "cheapest": min(fitting, key=lambda o: o.on_demand.dollars).written if fitting else None,
         "cheapest_on_spot": (
             min(on_spot, key=lambda o: o.spot.dollars if o.spot else 0).written if on_spot else None
         ),
     }
+
+
+def _labels(config: RunConfig, facts: DataFacts) -> dict | None:
+    """What the run buys besides; None where it buys none."""
+    if not buys_labels(config.strategies):
+        return None
+    usd = label_price(config.cost, config.data.task).usd
+    return {"count": facts.labels, "usd_per_label": usd, "dollars": facts.labels * usd}
 
 
 def _one_as_json(one: Offer) -> dict:
@@ -205,6 +252,7 @@ def _one_as_json(one: Offer) -> dict:
         # What does not fit takes no time and costs nothing: there is no such run.
         "hours": quote.hours_high if fits else None,
         "hours_low": quote.hours_low if fits else None,
+        "hours_beside": sum(stage.hours_beside for stage in quote.stages) if fits else None,
         "dollars": quote.dollars if fits else None,
         "dollars_on_spot": one.spot.dollars if fits and one.spot else None,
         "hours_on_spot": one.spot.hours_high if fits and one.spot else None,
@@ -213,6 +261,8 @@ def _one_as_json(one: Offer) -> dict:
         "price_usd_per_device_hour": quote.price.usd,
         "price_source": quote.price.source,
         "price_date": quote.price.date,
+        "price_note": quote.price.note,
+        "notes": list(one.notes),
         "spot_price_usd_per_device_hour": one.spot.price.usd if one.spot else None,
         "efficiency": quote.efficiency,
         "efficiency_source": quote.efficiency_source,

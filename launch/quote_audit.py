@@ -36,8 +36,14 @@ class Audit(NamedTuple):
     stages: tuple[StageAudit, ...]
 
     @property
+    def billed_here(self) -> list[StageAudit]:
+        """Without stages that another run paid for, or that are still to come."""
+        return [stage for stage in self.stages if stage.billed_seconds]
+
+    @property
     def quoted_seconds(self) -> float:
-        return sum(stage.quoted_seconds for stage in self.stages)
+        """Of the stages billed here."""
+        return sum(stage.quoted_seconds for stage in self.billed_here)
 
     @property
     def billed_seconds(self) -> float:
@@ -115,9 +121,10 @@ def audit(found: Audit) -> str:
                 stage.billed_dollars,
             )
         )
-    dollars = [(stage.quoted_dollars, stage.billed_dollars) for stage in found.stages]
+    dollars = [(stage.quoted_dollars, stage.billed_dollars) for stage in found.billed_here]
     quoted, billed = (sum(column) for column in zip(*dollars, strict=True))
-    rows.append(_cells("all", found.quoted_seconds, found.billed_seconds, quoted, billed))
+    name = "all" if len(found.billed_here) == len(found.stages) else "all billed here"
+    rows.append(_cells(name, found.quoted_seconds, found.billed_seconds, quoted, billed))
     head = f"Quote and bill on {found.hardware}:{found.devices} (data {found.data})"
     return f"{head}\n{aligned(rows)}"
 

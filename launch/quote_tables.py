@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dora_jax.config import RunConfig
 from dora_jax.cost.memory import GB
+from dora_jax.cost.prices import Price
 from dora_jax.cost.quote import RunQuote, StageQuote
 from dora_jax.cost.workload import DataFacts
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dora_jax.launch.quote import Offer
 
 _STAGE_HEADS = ("stage", "GB/device", "steps", "FLOP/step", "GB/step", "ms/step", "bound by")
+_STAGE_HEADS += ("beside, h", "hours", "$ on demand", "$ spot")
 
 
 def print_quotes(
@@ -24,19 +26,29 @@ def print_quotes(
     print(
         f"{facts.labels:,} labels, {facts.unlabeled:,} unlabelled texts, {facts.validation:,} "
         f"validation rows, {facts.test:,} test rows; on average {facts.source_tokens:.0f} + "
-        f"{facts.target_tokens:.0f} tokens. Labels are paid besides.\n"
+        f"{facts.target_tokens:.0f} tokens.\n"
     )
     for one in offers:
         print(_headline(one))
         if one.on_demand.fits:
             print(_stages(one))
+        for note in one.notes:
+            print(f"  note: {note}")
         print()
     print(_summary(offers))
     quote = offers[0].on_demand
     print(f"\nNot counted: {', '.join(quote.not_counted)}.")
     shares = {(o.on_demand.efficiency, o.on_demand.efficiency_source): None for o in offers}
     reached = "; or ".join(f"{share:.1%} ({source})" for share, source in shares)
-    print(f"Lower hours: the roofline. Upper ones, and dollars: the roofline over {reached}.")
+    print(
+        "Lower hours: the roofline and what stands beside it (compiling, loading, saving, of an "
+        f"assumed length). Upper ones, and dollars: the roofline over {reached}, and the same."
+    )
+    if labels := account["labels"]:
+        print(
+            f"Besides: {labels['count']:,} labels x {labels['usd_per_label']:g} USD = "
+            f"{labels['dollars']:,.2f} USD."
+        )
     if account["fit_with_bfloat16_parameters"]:
         print(
             f"{', '.join(account['fit_with_bfloat16_parameters'])} can hold the run with "
@@ -49,6 +61,21 @@ def print_quotes(
         print(
             f"Cheapest: {account['cheapest']} on demand" + (f", {spot} on spot." if spot else ".")
         )
+        print(*_against_budget(config, offers, account), sep="")
+
+
+def _against_budget(
+    config: RunConfig, offers: Sequence[Offer], account: dict[str, Any]
+) -> list[str]:
+    """Whether the cheapest, labels included, is within the run's budget, if it has one."""
+    budget = config.cost.budget_usd
+    if budget < 0:
+        return []
+    cheapest = next(one for one in offers if one.written == account["cheapest"])
+    labels = account["labels"]["dollars"] if account["labels"] else 0.0
+    whole = cheapest.on_demand.dollars + labels
+    place = "within" if whole <= budget else "above"
+    return [f"With its labels {whole:,.2f} USD on demand, {place} BUDGET_USD = {budget:,.2f}."]
 
 
 def _headline(one: Offer) -> str:
@@ -68,26 +95,37 @@ def _headline(one: Offer) -> str:
 
 def _stages(one: Offer) -> str:
     spot = {stage.stage: stage for stage in one.spot.stages} if one.spot else {}
-    heads = (*_STAGE_HEADS, "hours", "$ on demand", "$ spot")
-    rows: list[tuple[str, ...]] = [heads]
+    rows: list[tuple[str, ...]] = [_STAGE_HEADS]
     for stage in one.on_demand.stages:
         rows.append(_cells(stage, spot.get(stage.stage)))
     quote = one.on_demand
     rows.append(
-        ("all", "", "", "", "", "", "", _hours(quote), f"{quote.dollars:,.2f}", _usd(one.spot))
+        (
+            *("all", "", "", "", "", "", ""),
+            f"{sum(stage.hours_beside for stage in quote.stages):.2f}",
+            *(_hours(quote), f"{quote.dollars:,.2f}", _usd(one.spot)),
+        )
     )
     text = aligned(rows)
+    outside = quote.hours_low - sum(stage.hours_low for stage in quote.stages)
+    if outside > 1e-9:
+        text += f"\n  the sum has {outside:.2f} hours outside the program (UNCOUNTED_HOURS)"
     if one.spot:
         text += (
             f"\n  on spot {60 * one.spot.lost_hours:.1f} minutes are expected to be lost to "
             "interruptions; the sum has them"
         )
     price = quote.price
-    text += f"\n  {price.usd:g} USD a device-hour: {price.source}, {price.date}"
+    text += f"\n  {price.usd:g} USD a device-hour: {_origin(price)}"
     if one.spot:
         price = one.spot.price
-        text += f"; on spot {price.usd:g}: {price.source}, {price.date}"
+        text += f"; on spot {price.usd:g}: {_origin(price)}"
     return text
+
+
+def _origin(price: Price) -> str:
+    named = f" ({price.note})" if price.note else ""
+    return ", ".join(filter(None, (price.provider, price.source, price.date))) + named
 
 
 def _cells(stage: StageQuote, spot: StageQuote | None) -> tuple[str, ...]:
@@ -100,6 +138,7 @@ def _cells(stage: StageQuote, spot: StageQuote | None) -> tuple[str, ...]:
         f"{stage.bytes_per_step / GB:.1f}" if stage.steps else "–",
         milliseconds if stage.steps else "–",
         stage.bound_by,
+        f"{stage.hours_beside:.2f}",
         f"{stage.hours_low:.2f}–{stage.hours_high:.2f}",
         f"{stage.dollars:,.2f}",
         f"{spot.dollars:,.2f}" if spot else "–",

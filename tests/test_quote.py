@@ -119,10 +119,29 @@ def test_a_step_has_the_arithmetic_of_its_tokens() -> None:
     network = config_at("paper").teacher.network
     # 32 examples of 32 + 27 tokens: 6 operations a parameter that a token meets, and attention.
     tokens = flops.TokenCounts.from_lengths([32] * 32, [27] * 32)
-    assert stages["teach"].flops_per_step == pytest.approx(
-        flops.training_flops(network, tokens), rel=0.02
+    teach = stages["teach"]
+    useful = teach.useful_flops_per_step
+    assert useful == pytest.approx(flops.training_flops(network, tokens), rel=0.02)
+    # Padding and recomputation besides, by which the time is reckoned.
+    assert teach.bound_by == "arithmetic"
+    assert teach.flops_per_step == pytest.approx(teach.step_seconds_low * 989e12)
+    assert useful is not None and teach.flops_per_step > 4 / 3 * useful
+    assert teach.steps == 625
+
+
+def test_hours_are_those_of_the_steps_and_what_stands_beside() -> None:
+    for stage in quoted("h200:1").stages:
+        if stage.stage in ("label", "evaluate-distill", "launch"):  # no validation in them
+            steps = stage.steps * stage.step_seconds_high / 3600
+            assert stage.hours_high == pytest.approx(steps + stage.hours_beside)
+
+
+def test_the_devices_of_one_cpu_share_its_speed() -> None:
+    one, two = (
+        quote_run(config_at("rehearsal"), "cpu", n, facts=BILLED_DATA, memory_bytes=24e9)
+        for n in (1, 2)
     )
-    assert stages["teach"].steps == 625
+    assert one.hours_high * 0.99 < two.hours_high < 1.5 * one.hours_high
 
 
 def with_strategies(scale: str, *strategies: str) -> RunConfig:

@@ -95,6 +95,50 @@ def test_the_tables_say_the_same(
 
 
 @pytest.mark.usefixtures("no_data")
+def test_without_hardware_the_fewest_of_each_kind_that_fit_are_quoted(
+    capsys: pytest.CaptureFixture[str], elsewhere: str
+) -> None:
+    found = quoted(capsys, RUN, "--scale=paper", elsewhere)
+    asked = {one["hardware"]: one for one in found["quotes"]}
+    assert set(asked) > {"a100-40gb:4", "a100:2", "h100:2", "h200:1", "v4:4", "v6e:4"}
+    assert all(one["fits"] for one in asked.values())
+    fewer = "a100-40gb:2,a100:1,h100:1,v5e:8"
+    found = quoted(capsys, RUN, "--scale=paper", f"--hardware={fewer}", elsewhere)
+    assert not any(one["fits"] for one in found["quotes"])
+
+
+@pytest.mark.usefixtures("no_data")
+def test_labels_and_the_budget_are_told(capsys: pytest.CaptureFixture[str], elsewhere: str) -> None:
+    arguments = [RUN, "--scale=paper", "--hardware=h200:1", elsewhere]
+    labels = quoted(capsys, *arguments)["labels"]
+    assert labels == {"count": 1000, "usd_per_label": 0.26, "dollars": pytest.approx(260.0)}
+    for budget, place in ((100, "above"), (300, "within")):
+        assert quote.main([*arguments, f"--gin.BUDGET_USD={budget}"]) == 0
+        told = capsys.readouterr().out
+        assert "1,000 labels x 0.26 USD = 260.00 USD" in told
+        assert f"{place} BUDGET_USD = {budget}.00" in told
+    assert quote.main(arguments) == 0
+    assert "BUDGET_USD" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_data")
+def test_what_makes_a_quote_doubtful_is_noted(
+    capsys: pytest.CaptureFixture[str], elsewhere: str
+) -> None:
+    arguments = [RUN, "--scale=paper", elsewhere, "--hardware=h200:3,h200:2,cpu:1"]
+    odd, even, cpu = quoted(capsys, *arguments)["quotes"]
+    assert any("3 devices do not divide" in note for note in odd["notes"])
+    assert not any("do not divide" in note for note in even["notes"])
+    assert any("h200 spot is of no date" in note for note in even["notes"])
+    assert cpu["dollars"] in (0.0, None)
+    assert quoted(capsys, *arguments)["cheapest"] == "h200:2"  # a CPU has no price: not for nothing
+    assert quote.main([*arguments, "--gin.UNCOUNTED_HOURS=2"]) == 0
+    told = capsys.readouterr().out
+    assert "2.00 hours outside the program" in told
+    assert "note: 3 devices do not divide" in told
+
+
+@pytest.mark.usefixtures("no_data")
 def test_nothing_that_fits_has_no_cheapest(
     capsys: pytest.CaptureFixture[str], elsewhere: str
 ) -> None:
@@ -121,6 +165,7 @@ def test_a_rehearsal_counts_the_rows_of_its_sample(
         ([RUN, "--run=runs/x"], "one of the two"),
         ([RUN, "--hardware=k80:4"], "there is no 'k80' in the table"),
         ([RUN, "--hardware=h100:some"], "the count is 'some'"),
+        ([RUN, f"--hardware=h100:{'9' * 400}"], "1 to 99999"),
         ([RUN, "--gin.FSDP=4", "--hardware=h100:6"], "multiple of 4"),
         ([RUN, "--json=/nowhere/at/all.json"], "cannot be written"),
         ([RUN, "--hardwear=h100:8"], "--hardware"),

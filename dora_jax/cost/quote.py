@@ -25,6 +25,7 @@ from dora_jax.cost.memory import (
 from dora_jax.cost.prices import Price, device_item
 from dora_jax.cost.roofline import (
     Rates,
+    Traffic,
     encoding_traffic,
     passes,
     position_traffic,
@@ -44,7 +45,8 @@ class StageQuote(NamedTuple):
     stage: str
     fits: bool
     bytes_per_device: float
-    flops_per_step: float  # useful ones, of all devices
+    flops_per_step: float  # done by all devices: of padding too, and again where recomputed
+    useful_flops_per_step: float | None  # without those; None where nothing is trained
     bytes_per_step: float  # memory traffic of one device
     steps: int
     step_seconds_low: float
@@ -52,6 +54,7 @@ class StageQuote(NamedTuple):
     bound_by: str
     hours_low: float
     hours_high: float
+    hours_beside: float  # of both: compiling, loading and saving, as `calibrations.json` assumes
     dollars: float  # at hours_high
 
 
@@ -111,7 +114,9 @@ def quote_run(
         layout = layout._replace(per_host=found.devices_per_host)
     seconds = calibrations.load().seconds[found.platform if found else "cpu"]
     needs = {memory.stage: memory for memory in stages_memory(config)}
-    quoter = _Quoter(layout, rates(item), seconds, price.usd * devices, planned)
+    # The CPU's figures are of a whole machine, which its devices share.
+    reached = rates(item) if found else rates(item).shared_by(devices)
+    quoter = _Quoter(layout, reached, seconds, price.usd * devices, planned)
     stages = [quoter.alone(LAUNCH, seconds["start"]), quoter.alone(PREPARE, seconds["prepare"])]
     for work in stages_work(config, facts, layout.row_shards):
         stages.append(quoter.stage(work, needs.get(work.stage)))
@@ -154,7 +159,9 @@ class _Quoter(NamedTuple):
         """A stage in which the devices only wait."""
         hours = seconds / 3600
         usd = hours * self.usd_per_hour
-        return StageQuote(stage, True, 0.0, 0.0, 0.0, 0, 0.0, 0.0, "host", hours, hours, usd)
+        return StageQuote(
+            stage, True, 0.0, 0.0, None, 0.0, 0, 0.0, 0.0, "host", hours, hours, hours, usd
+        )
 
     def stage(self, work: StageWork, need: StageMemory | None) -> StageQuote:
         held = (
@@ -162,13 +169,14 @@ class _Quoter(NamedTuple):
             if need
             else 0.0
         )
-        step_low = step_high = decode_low = decode_high = traffic_bytes = useful = 0.0
+        step_low = step_high = decode_low = decode_high = 0.0
+        traffic, useful = Traffic(0.0, 0.0, 0.0), None
         bound, steps = "host", work.steps
         layers = work.network.num_encoder_layers + work.network.num_decoder_layers
         if work.train is not None:
             traffic = update_traffic(work, self.layout)
             step_low, step_high, bound = self.rates.range(traffic, passes(work.network) * layers)
-            useful, traffic_bytes = training_flops(work.network, work.useful), traffic.memory_bytes
+            useful = training_flops(work.network, work.useful)
         if work.decoding is not None:
             batch = encoding_traffic(work.network, work.decoding, self.layout)
             position = position_traffic(work.network, work.decoding, self.layout)
@@ -178,8 +186,7 @@ class _Quoter(NamedTuple):
             decode_low, decode_high = low * work.decoding.batches, high * work.decoding.batches
             if work.train is None:
                 step_low, step_high, bound = low, high, decode_bound
-                useful, traffic_bytes = batch.flops * self.layout.devices, batch.memory_bytes
-                steps = work.decoding.batches
+                traffic, steps = batch, work.decoding.batches
         overhead = self._overhead(work)
         training = work.steps
         hours_low = (training * step_low + decode_low + overhead) / 3600
@@ -188,14 +195,16 @@ class _Quoter(NamedTuple):
             stage=work.stage,
             fits=held <= self.planned_bytes,
             bytes_per_device=held,
-            flops_per_step=useful,
-            bytes_per_step=traffic_bytes,
+            flops_per_step=traffic.flops * self.layout.devices,
+            useful_flops_per_step=useful,
+            bytes_per_step=traffic.memory_bytes,
             steps=steps,
             step_seconds_low=step_low,
             step_seconds_high=step_high,
             bound_by=bound,
             hours_low=hours_low,
             hours_high=hours_high,
+            hours_beside=overhead / 3600,
             dollars=hours_high * self.usd_per_hour,
         )
 

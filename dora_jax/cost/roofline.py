@@ -60,6 +60,14 @@ class Rates(NamedTuple):
         reached = self.decoding_bytes_per_second or self.memory_bytes_per_second
         return self._replace(memory_bytes_per_second=reached)
 
+    def shared_by(self, devices: int) -> Rates:
+        """Of each of so many devices that are one machine's together."""
+        return self._replace(
+            flops_per_second=self.flops_per_second / devices,
+            memory_bytes_per_second=self.memory_bytes_per_second / devices,
+            decoding_bytes_per_second=self.decoding_bytes_per_second / devices,
+        )
+
     def seconds(self, traffic: Traffic) -> dict[str, float]:
         """By what the time goes into: "arithmetic", "memory", "links", "network"."""
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from dora_jax.config import CostConfig
-from dora_jax.cost.prices import NOT_PRICED, SET_BY_USER, Price, PriceBook, user_price
+from dora_jax.cost.prices import NOT_PRICED, SET_BY_USER, UNDATED, Price, PriceBook, user_price
 
 
 def device_price(cost: CostConfig, device_kind: str, spot: bool) -> Price:
@@ -34,9 +34,10 @@ def device_price_notes(cost: CostConfig, price: Price, today: datetime.date) -> 
     """What a person should know of the price that `device_price` gave before paying it."""
     notes = []
     if price.is_stale(today):
+        since = "of no date" if price.date == UNDATED else f"of {price.date}"
         notes.append(
-            f"${price.usd:,.3f} an hour for {price.item} is of {price.date} ({price.source}); ask "
-            "what it costs now, and set PRICE_USD_PER_DEVICE_HOUR"
+            f"${price.usd:,.3f} an hour for {price.item} {price.kind} is {since} ({price.source}); "
+            "ask what it costs now, and set PRICE_USD_PER_DEVICE_HOUR"
         )
     if cost.price_book and price.source not in (SET_BY_USER, NOT_PRICED):
         own = PriceBook.load(cost.price_book).devices()
