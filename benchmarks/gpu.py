@@ -172,7 +172,7 @@ def roofline(
     if found is None:
         return None
     work = StageWork(
-        "train", network, train, 1, rows, sizes.source, sizes.target, counts, None, 1, 0, False
+        "train", network, train, 1, rows, sizes.source, sizes.target, counts, None, 1, 0, 0, False
     )
     parts = rates(found.item).seconds(update_traffic(work, Layout(1, 1, 1)))
     return {

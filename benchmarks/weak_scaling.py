@@ -40,7 +40,7 @@ class Point(NamedTuple):
     chips: int
     sent_gb: float  # by a chip
     seconds: dict[str, float]
-    usd_per_million_tokens: float
+    usd_per_million_positions: float
 
     @property
     def efficiency(self) -> float:
@@ -51,9 +51,9 @@ class Point(NamedTuple):
 def point(series: str, work: StageWork, traffic: Traffic, chips: int, usd: float) -> Point:
     """The prediction for an update of this traffic a chip, at a price of a chip-hour."""
     seconds = rates(CHIP).seconds(traffic)
-    tokens = work.rows * (work.source_length + work.target_length)
+    positions = work.rows * (work.source_length + work.target_length)
     dollars = max(seconds.values()) / 3600 * chips * usd
-    return Point(series, chips, traffic.link_bytes / GB, seconds, dollars / tokens * 1e6)
+    return Point(series, chips, traffic.link_bytes / GB, seconds, dollars / positions * 1e6)
 
 
 def points(config: RunConfig, plans: Sequence[dict[str, Any]]) -> list[Point]:
@@ -88,7 +88,7 @@ def figure(found: Sequence[Point]) -> dict[str, Any]:
             "rows": each.series,
             "chips": each.chips,
             "efficiency": each.efficiency,
-            "usd": each.usd_per_million_tokens,
+            "usd": each.usd_per_million_positions,
         }
         for each in found
     ]
@@ -133,7 +133,7 @@ def figure(found: Sequence[Point]) -> dict[str, Any]:
         },
         "hconcat": [
             panel("efficiency", "predicted efficiency", "%"),
-            panel("usd", "predicted dollars per million tokens", "$.2f"),
+            panel("usd", "predicted dollars per million positions", "$.2f"),
         ],
     }
 
@@ -141,12 +141,12 @@ def figure(found: Sequence[Point]) -> dict[str, Any]:
 def print_table(found: Sequence[Point]) -> None:
     """As docs/quote.md has it."""
     print("| rows | chips | a chip sends, GB | arithmetic, ms | memory, ms | links, ms | ", end="")
-    print("efficiency | dollars per million tokens |\n|---|---|---|---|---|---|---|---|")
+    print("efficiency | dollars per million positions |\n|---|---|---|---|---|---|---|---|")
     for each in sorted(found, key=lambda each: (each.series, each.chips)):
         times = " | ".join(f"{1e3 * each.seconds[k]:.0f}" for k in (ARITHMETIC, "memory", "links"))
         print(
             f"| {each.series} | {each.chips} | {each.sent_gb:.1f} | {times} | "
-            f"{each.efficiency:.1%} | {each.usd_per_million_tokens:.2f} |"
+            f"{each.efficiency:.1%} | {each.usd_per_million_positions:.2f} |"
         )
 
 

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from dora_jax.config import TrainConfig
+from dora_jax.cost import flops, hardware
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks" / "gpu.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_bounds_an_update_of_a_known_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part that a CPU never comes to, since no table has it."""
+    monkeypatch.setattr(hardware, "find", lambda kind: hardware.table()["h200"])
+    sizes = gpu.setting(tiny=False)
+    rows = sizes.teacher_rows
+    counts = flops.TokenCounts.from_lengths(np.full(rows, 512), np.full(rows, 128))
+    found = gpu.roofline(sizes.teacher, TrainConfig(), rows, sizes, counts)
+    # 8,192 + 2,048 tokens, 11 B parameters, each in its half of the network; again to recompute.
+    assert found["bound_by"] == "arithmetic"
+    assert 0.3 < found["arithmetic"] < 0.6
+    assert found["passes"] == 4
+
+
+def test_without_a_gpu_nothing_is_measured_but_tiny_networks(gpu: Any) -> None:
+    sizes = gpu.setting(tiny=False)
+    for name in ("teacher_training", "labelling"):
+        assert "JAX sees no GPU" in gpu.measured(name, sizes)["error"]
 
 
 @pytest.mark.slow

@@ -320,8 +320,9 @@ class _Window:
             return
         began = time.monotonic()
         self.updates[-1][1].loss.block_until_ready()
-        waited = _Work(seconds=time.monotonic() - began)
-        self.work = _Work(*map(sum, zip(self.work, self.in_flight, waited, strict=True)))
+        done, last = self.work, self.in_flight
+        seconds = done.seconds + last.seconds + time.monotonic() - began
+        self.work = _Work(done.tokens + last.tokens, done.flops + last.flops, seconds)
         self.in_flight = _Work()
 
     def take(self) -> dict[str, float] | None:
