@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before a file of this folder could shadow what is 
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dora_jax.cost import hardware
 from dora_jax.cost.charging import buys_labels
 from dora_jax.cost.hardware import Devices
-from dora_jax.cost.memory import Layout
+from dora_jax.cost.memory import Layout, in_bfloat16
 from dora_jax.cost.quote import RunQuote, quote_run
 from dora_jax.cost.run_prices import device_price_notes, label_price
 from dora_jax.launch import gin_config
@@ -207,8 +206,7 @@ def _fit_in_bfloat16(
     config: RunConfig, asked: Sequence[Devices], offers: Sequence[Offer], facts: DataFacts
 ) -> list[str]:
     """Hardware that holds the run only where the teacher's parameters are bfloat16."""
-    teacher = dataclasses.replace(config.teacher, param_dtype="bfloat16")
-    stored = dataclasses.replace(config, teacher=teacher)
+    stored = in_bfloat16(config)
     return [
         devices.written
         for devices, one in zip(asked, offers, strict=True)

@@ -149,7 +149,8 @@ def _choose_scale(
     paper = gin_config.build(flags.gin_file, "paper", overrides, check_use=False).config
     set_up_jax(flags.compilation_cache)
     same = command(program, [a for a in arguments if not a.startswith("--scale")])
-    return scale.choose(flags.scale, scale.largest_stage(paper), scale.attached_machine(), same)
+    need, in_half = scale.largest_stage(paper), scale.largest_stage(scale.in_bfloat16(paper))
+    return scale.choose(flags.scale, need, scale.attached_machine(), same, in_half)
 
 
 def _require_data(config: RunConfig) -> None:

@@ -12,11 +12,13 @@ from typing import NamedTuple
 from dora_jax.cost import hardware
 from dora_jax.cost.hardware import USABLE_SHARE
 from dora_jax.cost.memory import GB, StageMemory
+from dora_jax.cost.memory import in_bfloat16 as in_bfloat16
 from dora_jax.cost.memory import largest_stage as largest_stage
 from dora_jax.cost.prices import PriceBook
 
 SUGGESTED = ("a100", "h100", "h200", "v5p", "v6e", "v5e")
 _MOST_DEVICES = 1024  # that are suggested
+IN_HALF = "--gin.TEACHER_PARAM_DTYPE=\"'bfloat16'\""
 
 
 class Machine(NamedTuple):
@@ -65,7 +67,13 @@ def holds(machine: Machine, need: StageMemory) -> bool:
     return one <= USABLE_SHARE * machine.total_bytes / machine.devices
 
 
-def choose(requested: str, need: StageMemory, machine: Machine, command: str) -> Choice:
+def choose(
+    requested: str,
+    need: StageMemory,
+    machine: Machine,
+    command: str,
+    in_half: StageMemory | None = None,
+) -> Choice:
     """The scale of a run.
 
     Args:
@@ -73,6 +81,7 @@ def choose(requested: str, need: StageMemory, machine: Machine, command: str) ->
       need: `largest_stage` of the run at paper scale.
       machine: what is attached.
       command: the command line without --scale, for the commands in the error.
+      in_half: the same with the teacher's parameters in bfloat16, to tell where that would fit.
 
     Raises:
       ValueError: paper scale was asked for and does not fit.
@@ -88,21 +97,27 @@ def choose(requested: str, need: StageMemory, machine: Machine, command: str) ->
             "rehearsal",
             "no accelerator is attached; --scale=paper would fit, and take long.",
         )
+    fits_in_half = in_half is not None and holds(machine, in_half)
     if requested == "paper":
-        raise ValueError(_does_not_fit(need, machine, command))
+        raise ValueError(_does_not_fit(need, machine, command, fits_in_half))
     if machine.platform == "cpu":
         return Choice("rehearsal", f"no accelerator is attached; paper scale needs {need}.")
-    return Choice("rehearsal", f"paper scale needs {need}; attached: {machine}.")
+    hint = f" With {IN_HALF} it would fit." if fits_in_half else ""
+    return Choice("rehearsal", f"paper scale needs {need}; attached: {machine}.{hint}")
 
 
-def _does_not_fit(need: StageMemory, machine: Machine, command: str) -> str:
+def _does_not_fit(need: StageMemory, machine: Machine, command: str, fits_in_half: bool) -> str:
+    if fits_in_half:
+        other = f"  here: {command} --scale=paper {IN_HALF}"
+    else:
+        other = f"  on {smallest_hardware(need)}: {command} --scale=paper"
     return (
         f"--scale=paper does not fit this machine.\n"
         f"  needed:   {need}\n"
         f"  there is: {machine}, of which {USABLE_SHARE:.0%} can be planned with\n"
         f"Two commands that work:\n"
         f"  here: {command} --scale=rehearsal\n"
-        f"  on {smallest_hardware(need)}: {command} --scale=paper"
+        f"{other}"
     )
 
 

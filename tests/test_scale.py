@@ -55,6 +55,20 @@ def test_auto_takes_paper_scale_where_accelerators_hold_it(machine: Machine, exp
     assert "\n" not in choice.reason
 
 
+def test_the_half_that_would_fit_is_told() -> None:
+    half = NEED._replace(parameters=NEED.parameters // 2)
+    machine = scale.Machine("gpu", "NVIDIA H200", 1, 0.75 * NEED.total_bytes)
+    assert not scale.holds(machine, NEED)
+    assert scale.holds(machine, half)
+    choice = scale.choose("auto", NEED, machine, COMMAND, half)
+    assert choice.scale == "rehearsal"
+    assert scale.IN_HALF in choice.reason
+    with pytest.raises(ValueError, match="TEACHER_PARAM_DTYPE"):
+        scale.choose("paper", NEED, machine, COMMAND, half)
+    small = machine._replace(total_bytes=0.1 * NEED.total_bytes)
+    assert scale.IN_HALF not in scale.choose("auto", NEED, small, COMMAND, half).reason
+
+
 def test_a_part_of_the_memory_is_left_to_xla() -> None:
     exactly = Machine("gpu", "NVIDIA H200", 1, NEED.total_bytes)
     assert scale.choose("auto", NEED, exactly, COMMAND).scale == "rehearsal"

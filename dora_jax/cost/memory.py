@@ -9,6 +9,7 @@ against compiled programs.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from dora_jax.config import (
@@ -154,6 +155,12 @@ def llm_students(config: RunConfig) -> list[tuple[str, TrainConfig]]:
 def largest_stage(config: RunConfig) -> StageMemory:
     """The stage that decides whether a machine can hold the run."""
     return max(stages_memory(config), key=lambda stage: stage.total_bytes)
+
+
+def in_bfloat16(config: RunConfig) -> RunConfig:
+    """The run with the teacher's parameters and gradients in bfloat16, half the memory."""
+    teacher = dataclasses.replace(config.teacher, param_dtype="bfloat16")
+    return dataclasses.replace(config, teacher=teacher)
 
 
 def training_memory(
