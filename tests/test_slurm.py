@@ -131,8 +131,9 @@ def test_a_warned_run_is_queued_again_and_ends(
         wait("message", saved)
     while state(slurm, job) not in ("PENDING", "COMPLETED"):
         wait("requeue", False)
-    # A job queued again waits two minutes by itself.
-    ask(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    # A job queued again waits two minutes by itself. Not at once, though: slurmd knows its jobs'
+    # credentials by seconds, and would take one of this second for that of the job that ended.
+    ask(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now+3")
     while not (ended := state(slurm, job) == "COMPLETED"):
         wait("end", ended)
     told = log.read_text(encoding="utf-8")
