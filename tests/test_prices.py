@@ -144,6 +144,7 @@ def test_a_book_of_the_user_may_price_the_cpu(tmp_path):
         ({"pirce": 1.0}, r"not known \['pirce'\]"),
         ({"date": "last week"}, "YYYY-MM-DD"),
         ({"date": "2026-13"}, "YYYY-MM-DD"),
+        ({"date": "2026-02-31"}, "day is out of range for month"),
         ({"usd": -1.0}, "above 0"),
         ({"usd": 0}, "above 0"),
         ({"usd": "4"}, "above 0"),

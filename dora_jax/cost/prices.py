@@ -265,11 +265,9 @@ def _check_date(where: str, date: Any, allow_undated: bool = True) -> None:
             + (f', or "{UNDATED}" where the source has none.' if allow_undated else ".")
         )
     try:
-        first = datetime.date.fromisoformat(date + "-01-01"[len(date) - 4 :])
+        datetime.date.fromisoformat(date + "-01-01"[len(date) - 4 :])
     except ValueError as error:
         raise ValueError(f'{where}: "date" is {date!r}: {error}.') from None
-    if first > datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=1):
-        raise ValueError(f'{where}: "date" is {date!r}, which is still to come.')
 
 
 def _read_entry(where: str, row: Any) -> Price:
