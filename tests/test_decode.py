@@ -16,10 +16,12 @@ from tiny_decoder import TINY, drawn_params
 
 import dora_jax
 from dora_jax.checkpoints import huggingface
+from dora_jax.model import products
 from dora_jax.model.decode import (
     forced_label,
     generate,
     greedy_label,
+    largest,
     likeliest,
     summarise_logits,
     target_log_probabilities,
@@ -188,6 +190,34 @@ def test_a_summary_keeps_no_more_than_the_vocabulary() -> None:
     assert soft.topk_logits_BTK.tolist() == [[0.0, 0.0, -2.0, -3.0]]
     probabilities = np.exp(soft.topk_logits_BTK - soft.logz_BTZ)
     assert probabilities.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("vocab", "k"), [(65, 2), (97, 3), (128, 3), (1000, 7), (32128, 64)])
+def test_the_largest_by_blocks_are_those_of_the_whole_row(vocab: int, k: int) -> None:
+    generator = np.random.default_rng(vocab)
+    many_ties_BV = generator.integers(-3, 3, (16, vocab)).astype(np.float32)
+    few_places_BV = np.where(generator.random((16, vocab)) < 1 / vocab, 1.0, -np.inf)
+    ordered_BV = np.sort(generator.standard_normal((16, vocab)))  # all in the last block
+    for logits_BV in (many_ties_BV, few_places_BV.astype(np.float32), ordered_BV):
+        wanted = jax.lax.top_k(jnp.asarray(logits_BV, jnp.float32), k)
+        found = largest(jnp.asarray(logits_BV, jnp.float32), k)
+        for wanted_BK, found_BK in zip(wanted, found, strict=True):
+            np.testing.assert_array_equal(found_BK, wanted_BK)
+
+
+def test_no_whole_vocabulary_is_sorted_but_by_a_tpu() -> None:
+    """On GPUs XLA's own top-k of more than 16 sorts its whole operand."""
+
+    def widths() -> set[str]:
+        traced = jax.jit(lambda x: largest(x, 64)).trace(
+            jax.ShapeDtypeStruct((8, 32128), "float32")
+        )
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return set(re.findall(r"chlo\.top_k.*?tensor<8x(\d+)xf32>", text))
+
+    assert widths() == {"1004", "2048"}
+    with products.compiling_for("tpu"):
+        assert widths() == {"32128"}
 
 
 def scripted(script_BTV: np.ndarray, fed: list[list[int]]) -> Any:

@@ -31,8 +31,9 @@ def compiling_for(platform: str) -> Iterator[None]:
         _compiled_for.reset(token)
 
 
-def _on_cpu() -> bool:
-    return (_compiled_for.get() or jax.default_backend()) == "cpu"
+def platform() -> str:
+    """What programs are traced for: "cpu", "gpu" or "tpu"."""
+    return _compiled_for.get() or jax.default_backend()
 
 
 def product_dtype(dtype: Any) -> Any:
@@ -40,7 +41,7 @@ def product_dtype(dtype: Any) -> Any:
 
     On a CPU float32 (see above); elsewhere the product itself rounds.
     """
-    return jnp.float32 if _on_cpu() else dtype
+    return jnp.float32 if platform() == "cpu" else dtype
 
 
 def matrix_product(x_NI: jax.Array, kernel_IO: jax.Array, dtype: Any) -> jax.Array:
@@ -70,7 +71,7 @@ def _backward(dtype: Any, residuals: Any, grad_NO: jax.Array) -> tuple[jax.Array
     x_NI, kernel_IO = residuals
     grad_NO = grad_NO.astype(x_NI.dtype)
     grad_x_NI = _rounded(grad_NO, kernel_IO.astype(x_NI.dtype), (1, 1), x_NI.dtype)
-    if _on_cpu() and x_NI.dtype != jnp.float32:
+    if platform() == "cpu" and x_NI.dtype != jnp.float32:
         return grad_x_NI, _rounded(as_written(x_NI.T), grad_NO, (1, 0), kernel_IO.dtype)
     return grad_x_NI, _rounded(x_NI, grad_NO, (0, 0), kernel_IO.dtype)
 

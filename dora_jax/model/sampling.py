@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dora_jax.config import T5Config
-from dora_jax.model.decode import blank_rows, generate, without_eos_before
+from dora_jax.model.decode import blank_rows, generate, largest, without_eos_before
 from dora_jax.model.decoder_step import make_step_fn
 from dora_jax.model.t5 import Params
 
@@ -53,12 +53,12 @@ def draw(logits_BV: jax.Array, uniform_B: jax.Array, sampling: Sampling) -> jax.
     if sampling.top_k == 0 and sampling.top_p == 1.0:
         return _invert(jax.nn.softmax(scaled_BV), uniform_B)
     vocab = logits_BV.shape[-1]
-    kept_BK, ids_BK = jax.lax.top_k(scaled_BV, min(sampling.top_k or vocab, vocab))
+    kept_BK, ids_BK = largest(scaled_BV, min(sampling.top_k or vocab, vocab))
     probabilities_BK = jax.nn.softmax(kept_BK)
     likelier_BK = jnp.cumsum(probabilities_BK, axis=-1) - probabilities_BK
     probabilities_BK = jnp.where(likelier_BK < sampling.top_p, probabilities_BK, 0.0)
     chosen_B = _invert(probabilities_BK, uniform_B)
-    return jnp.take_along_axis(ids_BK, chosen_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    return jnp.take_along_axis(ids_BK, chosen_B[:, None], axis=-1)[:, 0]
 
 
 def _invert(probabilities_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
