@@ -48,6 +48,7 @@ from dora_jax.train.optim import make_schedule
 from dora_jax.train.step import init_state, make_loss_fn, make_train_step
 
 BATCH = 32
+NEEDED = ("pretrain-student", "teach")  # the run's stages whose networks are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +213,17 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", default="", help="file for the figures")
     args = parser.parse_args()
+    run = Path(args.run)
+    missing = [name for name in NEEDED if not manifest.is_finished(run / name)]
+    if missing:
+        parser.error(
+            f"--run={run} has no finished {', '.join(missing)}. Make one: python launch/run.py "
+            "--gin_file=gin/wlp_distill.gin --scale=rehearsal"
+        )
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.set_verbosity_error()
-    setting = read(Path(args.run), args.updates)
+    setting = read(run, args.updates)
     task = setting.store.manifest["task"]
     measured, seconds = {}, {}
     with tempfile.TemporaryDirectory() as temporary:

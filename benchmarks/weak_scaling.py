@@ -157,9 +157,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gin_file", default="wlp_distill.gin", help="the run that was compiled")
     flags = parser.parse_args(arguments)
     config = gin_config.build(flags.gin_file, "paper").config
+    try:
+        compiled = json.loads(flags.plans.read_text(encoding="utf-8"))["plans"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--plans={flags.plans} is no file that `make tpu-plans` wrote: {error!r}")
     plans = [
         plan
-        for plan in json.loads(flags.plans.read_text(encoding="utf-8"))["plans"]
+        for plan in compiled
         if plan["slice"].startswith(f"{CHIP}-") and plan["stage"] == "teach"
     ]
     if not plans:
