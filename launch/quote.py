@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from dora_jax.config import RunConfig
     from dora_jax.cost.workload import DataFacts
 
-# Tried from the first on, where --hardware does not say: hosts and slices come in powers of two,
-# slices of v4 and v5p from four chips on.
-FEWEST_CHIPS = {"v4": 4, "v5p": 4}
-MOST_DEVICES = 256
+MOST_DEVICES = 256  # that are tried where --hardware does not say
 DESCRIPTION = """\
 Tells what a run will take on given hardware before it is rented: whether every stage fits, hours
 and dollars of each, on demand and on spot, and which hardware is cheapest. Nothing is started and
@@ -152,15 +149,12 @@ def _audit(flags: argparse.Namespace, overrides: list[gin_config.Override]) -> i
 
 def fewest(config: RunConfig, item: str, facts: DataFacts) -> Devices:
     """The smallest number of devices of a kind that holds the run, or the largest tried."""
-    count = FEWEST_CHIPS.get(item, 1)
-    while True:
-        devices = Devices(item, count, f"{item}:{count}")
-        if count >= MOST_DEVICES:
-            return devices
+    tried = [n for n in hardware.table()[item].counts if n <= MOST_DEVICES]
+    for count in tried:
         with contextlib.suppress(ValueError):  # the mesh wants more of them
             if quote_run(config, item, count, facts=facts).fits:
-                return devices
-        count *= 2
+                break
+    return Devices(item, count, f"{item}:{count}")
 
 
 def offer(config: RunConfig, devices: Devices, facts: DataFacts) -> Offer:
@@ -188,7 +182,8 @@ def offer(config: RunConfig, devices: Devices, facts: DataFacts) -> Offer:
     on_demand, today = quoted(False), datetime.datetime.now(datetime.UTC).date()
     prices = [on_demand.price] + ([spot.price] if spot else [])
     notes = [note for price in prices for note in device_price_notes(config.cost, price, today)]
-    return Offer(devices.written, on_demand, spot, (*_sharing(config, devices), *notes))
+    notes = [*_sharing(config, devices), *_slices(devices), *notes]
+    return Offer(devices.written, on_demand, spot, tuple(notes))
 
 
 def _sharing(config: RunConfig, devices: Devices) -> list[str]:
@@ -199,6 +194,18 @@ def _sharing(config: RunConfig, devices: Devices) -> list[str]:
     return [
         f"{layout.fsdp} devices do not divide the teacher's embedding of {network.emb_dim:,}, so "
         "that each holds all of it; take a power of two, or set FSDP"
+    ]
+
+
+def _slices(devices: Devices) -> list[str]:
+    """Says where no slice of so many chips is for rent."""
+    one = hardware.table().get(devices.hardware)
+    if one is None or not one.slices or devices.count in one.slices:
+        return []
+    return [
+        f"a slice of {devices.count:,} chips is not in the vendor's table (it has "
+        f"{', '.join(f'{n:,}' for n in one.slices)}); several slices are joined by a slower "
+        "network, which is not counted"
     ]
 
 

@@ -17,7 +17,6 @@ from dora_jax.cost.memory import largest_stage as largest_stage
 from dora_jax.cost.prices import PriceBook
 
 SUGGESTED = ("a100", "h100", "h200", "v5p", "v6e", "v5e")
-_MOST_DEVICES = 1024  # that are suggested
 IN_HALF = "--gin.TEACHER_PARAM_DTYPE=\"'bfloat16'\""
 
 
@@ -127,15 +126,12 @@ def smallest_hardware(need: StageMemory, items: Iterable[str] = SUGGESTED) -> st
     offers = []
     for item in items:
         one = hardware.table()[item]
-        devices = 1
-        while need.bytes_per_device(devices, devices) > one.planned_bytes:
-            devices *= 2  # hosts and slices come in powers of two
-            if devices > _MOST_DEVICES:
+        for devices in one.counts:
+            if need.bytes_per_device(devices, devices) <= one.planned_bytes:
+                usd = devices * book.device_price(item).usd
+                offers.append((usd, devices, f"{item.upper()} {one.memory_bytes / GB:.0f} GB"))
                 break
-        else:
-            usd = devices * book.device_price(item).usd
-            offers.append((usd, devices, f"{item.upper()} {one.memory_bytes / GB:.0f} GB"))
     if not offers:
-        return f"more than {_MOST_DEVICES} devices of any kind"
+        return "more devices of any kind than are rented together"
     usd, devices, name = min(offers)
     return f"{devices} × {name} (about {usd:.2f} USD an hour)"

@@ -139,6 +139,20 @@ def test_what_makes_a_quote_doubtful_is_noted(
 
 
 @pytest.mark.usefixtures("no_data")
+def test_a_slice_that_nobody_rents_out_is_noted(
+    capsys: pytest.CaptureFixture[str], elsewhere: str
+) -> None:
+    asked = "--hardware=v5e:64,v5e:512,v4:12,v4:16,h200:4"
+    notes = [
+        [note for note in one["notes"] if "slice" in note]
+        for one in quoted(capsys, RUN, "--scale=paper", elsewhere, asked)["quotes"]
+    ]
+    assert [len(each) for each in notes] == [0, 1, 1, 0, 0]
+    assert "of 512 chips" in notes[1][0] and "64, 128, 256)" in notes[1][0]
+    assert "of 12 chips" in notes[2][0]
+
+
+@pytest.mark.usefixtures("no_data")
 def test_nothing_that_fits_has_no_cheapest(
     capsys: pytest.CaptureFixture[str], elsewhere: str
 ) -> None:

@@ -93,12 +93,18 @@ def test_paper_scale_that_does_not_fit_is_refused_with_two_commands(machine: Mac
 
 @pytest.mark.parametrize("billions", [1, 3, 6, 11, 24, 90])
 @pytest.mark.parametrize("item", scale.SUGGESTED)
-def test_the_suggested_hardware_holds_it_and_half_of_it_does_not(item: str, billions: int) -> None:
+def test_the_suggested_hardware_holds_it_and_less_that_is_for_rent_does_not(
+    item: str, billions: int
+) -> None:
     need = NEED._replace(parameters=billions * 10**9)
     devices = int(scale.smallest_hardware(need, [item]).split()[0])
-    one = hardware.table()[item].usable_bytes
-    assert scale.holds(Machine("gpu", item, devices, devices * one), need)
-    assert devices == 1 or not scale.holds(Machine("gpu", item, 1, devices / 2 * one), need)
+    one = hardware.table()[item]
+
+    def holds(count: int) -> bool:
+        return scale.holds(Machine("gpu", item, count, count * one.usable_bytes), need)
+
+    assert devices in one.counts and holds(devices)
+    assert not any(holds(fewer) for fewer in one.counts if fewer < devices)
 
 
 def test_of_the_hardware_that_holds_it_the_cheapest_is_suggested() -> None:

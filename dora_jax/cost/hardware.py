@@ -19,6 +19,7 @@ from dora_jax.cost.prices import device_item
 # Share of the memory that is there which a run may plan with: XLA keeps some, fragmentation
 # takes some, and on GPUs `launch.command_line.set_up_jax` leaves 8 % to CUDA and its libraries.
 USABLE_SHARE = 0.9
+_POWERS_OF_TWO = tuple(2**n for n in range(11))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Hardware:
     network_bytes_per_second: float | None  # of a host, each way; None: links join all hosts
     source: str
     date: str
+    slices: tuple[int, ...] = ()  # of a TPU: how many chips the slices of the vendor's table have
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -59,6 +61,11 @@ class Hardware:
         """What one device may be planned to hold."""
         return USABLE_SHARE * self.usable_bytes
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many devices are for rent together: slices of a TPU, GPUs in powers of two."""
+        return self.slices or _POWERS_OF_TWO
+
 
 class Devices(NamedTuple):
     """So many devices of one kind, and how the user wrote that."""
@@ -73,7 +80,8 @@ def table() -> dict[str, Hardware]:
     """Every accelerator of the table, by item."""
     path = Path(__file__).with_name("hardware.json")
     content = json.loads(path.read_text(encoding="utf-8"))
-    return {row["item"]: Hardware(**row) for row in content["hardware"]}
+    rows = (row | {"slices": tuple(row.get("slices", ()))} for row in content["hardware"])
+    return {row["item"]: Hardware(**row) for row in rows}
 
 
 def find(device_kind: str) -> Hardware | None:
