@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from dora_jax.model.repetition import without_repeats
 
@@ -16,6 +14,8 @@ VOCAB = 7
 
 @pytest.mark.parametrize("ngram_size", [1, 2, 3, 5])
 def test_the_same_tokens_are_ruled_out_as_in_transformers(ngram_size: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     rng = np.random.default_rng(ngram_size)
     tokens_BT = rng.integers(0, 2, (16, 12)).astype(np.int32)
     logits_BV = rng.normal(size=(16, VOCAB)).astype(np.float32)
@@ -25,7 +25,7 @@ def test_the_same_tokens_are_ruled_out_as_in_transformers(ngram_size: int) -> No
         # What stands behind the position must not matter.
         decoded_BT = np.where(np.arange(12) < position, tokens_BT, 1)
         found_BV = np.asarray(ours(logits_BV, decoded_BT, position, ngram_size))
-        expected_BV = NoRepeatNGramLogitsProcessor(ngram_size)(
+        expected_BV = transformers.NoRepeatNGramLogitsProcessor(ngram_size)(
             torch.LongTensor(tokens_BT[:, :position]),
             torch.FloatTensor(logits_BV),
         )
