@@ -198,14 +198,14 @@ def _sharing(config: RunConfig, devices: Devices) -> list[str]:
 
 
 def _slices(devices: Devices) -> list[str]:
-    """Says where no slice of so many chips is for rent."""
+    """Says where so many chips are no common slice."""
     one = hardware.table().get(devices.hardware)
     if one is None or not one.slices or devices.count in one.slices:
         return []
     return [
-        f"a slice of {devices.count:,} chips is not in the vendor's table (it has "
-        f"{', '.join(f'{n:,}' for n in one.slices)}); several slices are joined by a slower "
-        "network, which is not counted"
+        f"{devices.count:,} chips are none of the common slices ("
+        f"{', '.join(f'{n:,}' for n in one.slices)}): ask whether they are for rent; several "
+        "slices are joined by a slower network, which is not counted"
     ]
 
 

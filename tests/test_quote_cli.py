@@ -148,8 +148,8 @@ def test_a_slice_that_nobody_rents_out_is_noted(
         for one in quoted(capsys, RUN, "--scale=paper", elsewhere, asked)["quotes"]
     ]
     assert [len(each) for each in notes] == [0, 1, 1, 0, 0]
-    assert "of 512 chips" in notes[1][0] and "64, 128, 256)" in notes[1][0]
-    assert "of 12 chips" in notes[2][0]
+    assert "512 chips" in notes[1][0] and "64, 128, 256)" in notes[1][0]
+    assert "12 chips" in notes[2][0]
 
 
 @pytest.mark.usefixtures("no_data")

@@ -41,7 +41,7 @@ class Hardware:
     network_bytes_per_second: float | None  # of a host, each way; None: links join all hosts
     source: str
     date: str
-    slices: tuple[int, ...] = ()  # of a TPU: how many chips the slices of the vendor's table have
+    slices: tuple[int, ...] = ()  # of a TPU: how many chips its common slices have
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
