@@ -10,6 +10,7 @@ from dora_jax.cost.memory import GB
 from dora_jax.cost.prices import Price
 from dora_jax.cost.quote import RunQuote, StageQuote
 from dora_jax.cost.workload import DataFacts
+from dora_jax.launch.scale import IN_HALF
 
 if TYPE_CHECKING:
     from dora_jax.launch.quote import Offer
@@ -51,8 +52,7 @@ def print_quotes(
         )
     if account["fit_with_bfloat16_parameters"]:
         print(
-            f"{', '.join(account['fit_with_bfloat16_parameters'])} can hold the run with "
-            "--gin.TEACHER_PARAM_DTYPE=\"'bfloat16'\"."
+            f"{', '.join(account['fit_with_bfloat16_parameters'])} can hold the run with {IN_HALF}."
         )
     if account["cheapest"] is None:
         print("None of this hardware can hold the run.")

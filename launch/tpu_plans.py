@@ -177,7 +177,7 @@ def plan(config: RunConfig, name: str, stage: str, hlo: str | None = None) -> Pl
     Raises:
       ValueError: libtpu is not installed.
     """
-    from dora_jax.model.products import compiling_for
+    from dora_jax.model.backend import compiling_for
     from dora_jax.parallel import collectives
     from dora_jax.parallel.mesh import make_mesh
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax import linen as nn
 
 from dora_jax.config import T5Config
 from dora_jax.model import attention, layers
+from dora_jax.model.backend import compiling_for
 from dora_jax.model.t5 import same_segment
 
 ROWS, QUERIES, KEYS, HEADS, HEAD_DIM = 2, 12, 10, 3, 8
@@ -119,6 +121,19 @@ def test_cudnn_without_a_gpu_is_refused_and_auto_goes_on() -> None:
         attention.attend(*given, "cudnn")
     chosen = attention.attend(*given, "auto")
     np.testing.assert_array_equal(chosen, attention.attend(*given, "xla"))
+
+
+def test_a_program_for_tpus_that_a_gpus_host_compiles_does_not_call_cudnn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = types.SimpleNamespace(compute_capability="9.0")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert attention.on_cuda()
+    with compiling_for("tpu"):
+        assert not attention.on_cuda()
+    device.compute_capability = "gfx90a"  # AMD
+    assert not attention.on_cuda()
 
 
 def test_an_update_on_a_gpu_calls_cudnn_and_takes_the_bias_gradient(

@@ -16,7 +16,7 @@ from tiny_decoder import TINY, drawn_params
 
 import dora_jax
 from dora_jax.checkpoints import huggingface
-from dora_jax.model import products
+from dora_jax.model.backend import compiling_for
 from dora_jax.model.decode import (
     forced_label,
     generate,
@@ -216,7 +216,7 @@ def test_no_whole_vocabulary_is_sorted_but_by_a_tpu() -> None:
         return set(re.findall(r"chlo\.top_k.*?tensor<8x(\d+)xf32>", text))
 
     assert widths() == {"1004", "2048"}
-    with products.compiling_for("tpu"):
+    with compiling_for("tpu"):
         assert widths() == {"32128"}
 
 

@@ -9,12 +9,11 @@ for packed rows are not in JAX's public interface (jax-ml/jax pull request 29731
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from dora_jax import shapes
+from dora_jax.model.backend import platform
 
 # Added to the logits of masked pairs. Finite, so that a row with nothing to attend to
 # (padding) gives a uniform distribution and not NaN.
@@ -123,10 +122,9 @@ def cudnn_takes(dtype: str, head_dim: int, queries: int, keys: int) -> bool:
     )
 
 
-@functools.cache
 def on_cuda() -> bool:
     """Whether programs run on NVIDIA GPUs that cuDNN's attention knows: Ampere or later."""
-    if jax.default_backend() != "gpu":
+    if platform() != "gpu":
         return False
     major = jax.local_devices()[0].compute_capability.partition(".")[0]  # of AMD's GPUs "gfx90a"
     return major.isdecimal() and int(major) >= 8

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from dora_jax.config import T5Config
+from dora_jax.model.backend import platform
 from dora_jax.model.decoder_step import Cache, StepFn, make_step_fn
-from dora_jax.model.products import platform
 from dora_jax.model.repetition import without_repeats
 from dora_jax.model.t5 import T5, Params, plain_batch
 from dora_jax.shapes import EOS_ID, PAD_ID

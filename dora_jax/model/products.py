@@ -8,32 +8,14 @@ float32. So the gradients are written out here: XLA's own would be products of b
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
-_compiled_for: contextvars.ContextVar[str] = contextvars.ContextVar("compiled_for", default="")
-
-
-@contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Inside, programs are traced for devices that are not here ("tpu" on a CPU's host)."""
-    token = _compiled_for.set(platform)
-    try:
-        yield
-    finally:
-        _compiled_for.reset(token)
-
-
-def platform() -> str:
-    """What programs are traced for: "cpu", "gpu" or "tpu"."""
-    return _compiled_for.get() or jax.default_backend()
+from dora_jax.model.backend import platform
 
 
 def product_dtype(dtype: Any) -> Any:
